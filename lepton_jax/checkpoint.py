@@ -1,0 +1,378 @@
+"""Checkpoints behind one thin door: Orbax writes and reads the arrays, a manifest makes them trustworthy.
+
+    FOLDER/200/params/         the parameters, an Orbax item
+    FOLDER/200/rest/           everything else of the train state: step, optimizer state, random key
+    FOLDER/200/data/           the position of the data iterator, one file a process
+    FOLDER/200/manifest.json   the step, its validation metrics, the number of processes, every array's type,
+                               every file's sha256, and its own
+
+Three rules make a run survive being killed at any moment:
+
+1. A step's folder appears by one rename, with its manifest inside, and disappears by one rename. What is half
+   written or half deleted has another name, is never listed, and is removed when the folder is next opened to write.
+2. Orbax notices no flipped bit and casts silently to another dtype. So every restore first compares the files with
+   the manifest's checksums and the wanted arrays with the manifest's types.
+3. Saving happens in the background; if it fails, the next `save`, `wait` or `close` raises.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import absl.logging
+import grain.checkpoint
+import jax
+import orbax.checkpoint as ocp
+
+from lepton_jax.config import CheckpointConfig
+from lepton_jax.core.errors import UserError
+from lepton_jax.workdir import read_json, write_json
+
+State = TypeVar("State")
+PyTree = Any
+
+_MANIFEST = "manifest.json"
+_UNFINISHED = "orbax-checkpoint-tmp"  # Orbax's name for a folder that it is still writing
+_DELETED = "deleted"
+
+
+def _not_chatter(record: logging.LogRecord) -> bool:
+    """Tells Orbax's progress messages, dozens a save, from its warnings. `--verbosity=1` shows them all."""
+    return record.levelno >= logging.WARNING or "orbax" not in record.pathname or absl.logging.level_debug()
+
+
+absl.logging.get_absl_logger().addFilter(_not_chatter)
+
+
+class Checkpoints:
+    """The checkpoints of one run: saved in the background, the newest and the best kept.
+
+    A context manager; leaving it waits for the save in progress. A state is any dataclass that is a pytree and has
+    a field `params`, such as `train.state.TrainState`; its arrays may be sharded in any way.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointConfig, read_only: bool = False):
+        """Opens `folder`, which need not exist.
+
+        Args:
+          folder: holds one folder a step.
+          config: how many steps to keep, and which metric decides about the best one.
+          read_only: changes nothing; for readers of a run that may still be going on. Otherwise the folder is
+            created, and what a killed run left half written or half deleted is removed.
+        """
+        self._folder = folder.absolute()
+        self._config = config
+        self._read_only = read_only
+        self._manifest: dict[str, Any] = {}  # of the step that is being saved
+        self._checkpointer = _checkpointer(self._before_commit)
+        if not read_only and jax.process_index() == 0:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{folder}: cannot hold checkpoints ({error.strerror})") from None
+            for leftover in (*self._folder.glob(f"*.{_UNFINISHED}*"), *self._folder.glob(f"*.{_DELETED}")):
+                shutil.rmtree(leftover)
+        ocp.multihost.sync_global_processes("lepton_jax:checkpoints_opened")
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def save(self, step: int, state: Any, data_iterator: Any, metrics: Mapping[str, Any] | None = None) -> None:
+        """Starts saving a step and returns once the arrays may be changed or donated again.
+
+        Args:
+          step: the number of training steps that made `state`.
+          state: the train state, of arrays.
+          data_iterator: a Grain iterator whose next batch is the one that `state` has not seen.
+          metrics: the validation metrics of `state`; None where it was not evaluated.
+
+        Raises:
+          UserError: the step is saved already, or `metrics` lacks the metric that decides about the best step.
+          Exception: what made the save before this one fail.
+        """
+        if self._read_only:
+            raise ValueError(f"{self._folder} was opened to read only")
+        self.wait()
+        path = self._folder / str(step)
+        if path.exists():
+            raise UserError(f"{path}: step {step} is saved already; resume from it, or choose another workdir")
+        best = self._config.best
+        if metrics is not None and best not in metrics:
+            raise UserError(
+                f"config.checkpoint.best={best!r}: no validation metric; one of {', '.join(sorted(metrics))}"
+            )
+        params, rest = _split(state)
+        self._manifest = {
+            "step": step,
+            "metrics": None if metrics is None else {name: float(value) for name, value in metrics.items()},
+            "arrays": _describe({"params": params, **rest}),
+        }
+        self._checkpointer.save(
+            path,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                rest=ocp.args.StandardSave(rest),
+                data=grain.checkpoint.CheckpointSave(data_iterator),
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Returns the steps that are completely saved, in increasing order."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(entry.name) for entry in self._folder.iterdir() if entry.name.isdecimal())
+
+    def latest(self) -> int | None:
+        """Returns the newest saved step, None where there is none."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """Returns the saved step with the best validation metric, the first of equals; None without a metric.
+
+        Raises:
+          UserError: a damaged manifest.
+        """
+        sign = 1 if self._config.best_mode == "min" else -1
+        scores = {}
+        for step in self.steps():
+            metrics = _read_manifest(self._folder / str(step), self._advice(step))["metrics"] or {}
+            value = metrics.get(self._config.best, math.nan)
+            if not math.isnan(value):
+                scores[step] = sign * value
+        return min(scores, key=lambda step: (scores[step], step), default=None)
+
+    def restore(self, step: int, abstract_state: State, data_iterator: Any) -> State:
+        """Returns a saved state and puts the data iterator where it was.
+
+        Args:
+          step: one of `steps()`.
+          abstract_state: the state as a tree of `jax.ShapeDtypeStruct`; their shardings say where each array goes,
+            on any mesh, whatever mesh it was saved from (without a sharding: on the first device).
+          data_iterator: a Grain iterator made as the saved one was; changed in place.
+
+        Raises:
+          UserError: no such step; a missing, truncated or altered file; an array that is missing, left over, or of
+            another shape or dtype; another number of processes than the one that saved
+            it. Neither `data_iterator` nor a file has been changed then.
+        """
+        params, rest = _split(abstract_state)
+        restored = self._restore(step, {"params": params, "rest": rest}, data_iterator)
+        return dataclasses.replace(abstract_state, params=restored["params"], **restored["rest"])  # pyright: ignore
+
+    def restore_params(self, step: int, abstract_params: PyTree) -> PyTree:
+        """Returns the parameters of a saved state; as `restore`, for them alone."""
+        return self._restore(step, {"params": abstract_params})["params"]
+
+    def wait(self) -> None:
+        """Waits until the save in progress is on disk, then deletes the steps that are no longer wanted.
+
+        Raises:
+          Exception: what made the save fail.
+        """
+        try:
+            self._checkpointer.wait_until_finished()
+        except Exception as error:
+            error.add_note(
+                f"saving step {self._manifest['step']} to {self._folder} failed; earlier steps are untouched"
+            )
+            raise
+        if not self._read_only:
+            if jax.process_index() == 0:
+                self._delete_old()
+            ocp.multihost.sync_global_processes("lepton_jax:old_checkpoints_deleted")
+
+    def close(self) -> None:
+        """Waits as `wait` does, and releases what Orbax holds."""
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+
+    def _before_commit(self) -> None:
+        _write_manifest(self._folder / str(self._manifest["step"]), self._manifest)
+
+    def _delete_old(self) -> None:
+        steps = self.steps()
+        keep = {*steps[-self._config.keep :], self.best()}
+        for step in steps:
+            if step not in keep:
+                doomed = self._folder / f"{step}.{_DELETED}"
+                (self._folder / str(step)).rename(doomed)
+                shutil.rmtree(doomed)
+
+    def _restore(self, step: int, items: dict[str, PyTree], data_iterator: Any = None) -> dict[str, PyTree]:
+        self._checkpointer.wait_until_finished()
+        if step not in self.steps():
+            known = ", ".join(map(str, self.steps())) or "none"
+            raise UserError(f"{self._folder}: step {step} is not saved; saved: {known}")
+        return _restore(self._checkpointer, self._folder / str(step), items, self._advice(step), data_iterator)
+
+    def _advice(self, step: int) -> str:
+        """Returns what can be done about a damaged step."""
+        others = [other for other in self.steps() if other != step]
+        if not others:
+            return "no other step is saved: start again in another workdir"
+        return f"delete {self._folder / str(step)} to go on from step {max(others)}"
+
+
+def save_params(folder: Path, params: PyTree) -> None:
+    """Saves a tree of parameters alone, of plain arrays and of weights that are registered pytree nodes.
+
+    `folder` gets the item `params` and a manifest, and appears complete or not at all.
+
+    Raises:
+      UserError: there is something at `folder` already.
+    """
+    folder = folder.absolute()
+    if folder.exists():
+        raise UserError(f"{folder}: is there already; delete it, or choose another folder")
+    manifest = {"step": None, "metrics": None, "arrays": _describe({"params": params})}
+    with _checkpointer(lambda: _write_manifest(folder, manifest)) as checkpointer:
+        checkpointer.save(folder, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+        checkpointer.wait_until_finished()
+
+
+def load_params(folder: Path, abstract_params: PyTree) -> PyTree:
+    """Returns the parameters that `save_params` wrote.
+
+    Args:
+      folder: where they were saved.
+      abstract_params: their tree of `jax.ShapeDtypeStruct`, with shardings or, for the first device, without.
+
+    Raises:
+      UserError: no such folder, a damaged file, or arrays of other names, shapes or dtypes.
+    """
+    folder = folder.absolute()
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        return _restore(checkpointer, folder, {"params": abstract_params}, "save it again")["params"]
+
+
+def _checkpointer(before_commit: Callable[[], None]) -> ocp.AsyncCheckpointer:
+    """Returns an Orbax checkpointer that calls `before_commit` when all files of a checkpoint are complete and
+    nothing is left but the rename of its folder to the final name."""
+    options = ocp.options.AsyncOptions(post_finalization_callback=before_commit)
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+
+
+def _split(state: Any) -> tuple[PyTree, dict[str, PyTree]]:
+    """Returns the parameters of a state, and its other fields that are part of the pytree."""
+    fields = [field.name for field in dataclasses.fields(state) if field.metadata.get("pytree_node", True)]
+    return state.params, {name: getattr(state, name) for name in fields if name != "params"}
+
+
+def _describe(tree: PyTree) -> dict[str, str]:
+    """Returns path -> type of every array in a tree, such as {"params/head/kernel": "float32[256,2]"}."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        for path, leaf in leaves
+    }
+
+
+def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Adds every file's size and checksum to the manifest and writes it; `path` is the checkpoint's final name."""
+    part = path.with_name(f"{path.name}.{_UNFINISHED}")
+    names = sorted(file.relative_to(part).as_posix() for file in part.glob("*/**/*") if file.is_file())
+    sizes = [(part / name).stat().st_size for name in names]
+    files = {
+        name: {"bytes": size, "sha256": digest}
+        for name, size, digest in zip(names, sizes, _digests(part, names), strict=True)
+    }
+    manifest = manifest | {"processes": jax.process_count(), "files": files}
+    write_json(part / _MANIFEST, manifest | {"sha256": _manifest_digest(manifest)})
+
+
+def _read_manifest(path: Path, advice: str) -> dict[str, Any]:
+    """Returns the manifest of a checkpoint, or raises a UserError that ends in `advice`."""
+    try:
+        manifest = read_json(path / _MANIFEST)
+        if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _manifest_digest(manifest):
+            raise UserError(f"{path / _MANIFEST}: damaged (its checksum is not its own)")
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from None
+    return manifest
+
+
+def _manifest_digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _digests(folder: Path, names: list[str]) -> list[str]:
+    """Returns the sha256 of files, several at a time: hashing releases the interpreter's lock."""
+
+    def digest(name: str) -> str:
+        with open(folder / name, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return list(pool.map(digest, names))
+
+
+def _verify(path: Path, manifest: dict[str, Any], items: set[str], advice: str) -> None:
+    """Raises a UserError for the first file of `items` that is not as it was written."""
+    files = {name: recorded for name, recorded in manifest["files"].items() if name.split("/")[0] in items}
+    for name, recorded in files.items():
+        size = (path / name).stat().st_size if (path / name).is_file() else None
+        if size != recorded["bytes"]:
+            found = "missing" if size is None else f"damaged ({size} bytes instead of {recorded['bytes']})"
+            raise UserError(f"{path / name}: {found}; {advice}")
+    for (name, recorded), digest in zip(files.items(), _digests(path, list(files)), strict=True):
+        if digest != recorded["sha256"]:
+            raise UserError(f"{path / name}: damaged (its checksum is not the one in {_MANIFEST}); {advice}")
+
+
+def _require_match(path: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+    """Raises a UserError for the first array that is not in both, with the same shape and dtype."""
+    for name in {**wanted, **saved}:
+        if saved.get(name) != wanted.get(name):
+            there, here = saved.get(name, "not there"), wanted.get(name, "not there")
+            raise UserError(
+                f"{path}: {name} is {there} in the checkpoint, {here} in the model; use the config that wrote it"
+            )
+
+
+def _restore(
+    checkpointer: ocp.Checkpointer,
+    path: Path,
+    items: dict[str, PyTree],
+    advice: str,
+    data_iterator: Any = None,
+) -> dict[str, PyTree]:
+    """Returns the items of a checkpoint, after every check; restores `data_iterator` in place where there is one."""
+    manifest = _read_manifest(path, advice)
+    # The arrays are described by their path in the state, in which the item "rest" is no level of its own.
+    wanted = _describe({"params": items["params"], **items.get("rest", {})})
+    saved = {name: kind for name, kind in manifest["arrays"].items() if "rest" in items or name.startswith("params/")}
+    _require_match(path, saved, wanted)
+    if data_iterator is not None and manifest["processes"] != jax.process_count():
+        raise UserError(
+            f"{path}: saved by {manifest['processes']} processes, each with its share of the data; "
+            f"go on with as many, not {jax.process_count()}"
+        )
+    _verify(path, manifest, {*items, *(["data"] if data_iterator is not None else [])}, advice)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def placed(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here)
+
+    targets: dict[str, Any] = {
+        name: ocp.args.StandardRestore(jax.tree.map(placed, tree)) for name, tree in items.items()
+    }
+    if data_iterator is not None:
+        targets["data"] = grain.checkpoint.CheckpointRestore(data_iterator)
+    return checkpointer.restore(path, args=ocp.args.Composite(**targets))

@@ -1,0 +1,101 @@
+"""The device mesh, and where each array lies on it.
+
+Axes: `data` copies parameters and splits rows; `fsdp` splits rows and also shards parameters and optimizer state
+(ZeRO-3); `tensor` splits the matrices of a layer (Megatron). Ordered path rules give a parameter its axes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lepton_jax.core import trees
+from lepton_jax.core.errors import UserError, nearest
+
+AXES = ("data", "fsdp", "tensor")
+ROW_AXES = ("data", "fsdp")  # the axes over which the rows of a batch are split
+Rules = Sequence[tuple[str, tuple[str | None, ...]]]
+
+
+def make_mesh(shape: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Builds the mesh of a description such as "data=2,fsdp=4" or "data=-1,tensor=2".
+
+    Args:
+      shape: sizes of axes, comma-separated; an axis that is not named has size 1, one may be -1 (what is left).
+      devices: the devices; None: all.
+
+    Raises:
+      UserError: an unknown axis, a malformed size, or sizes that do not use every device.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = dict.fromkeys(AXES, 1)
+    for part in filter(None, shape.replace(" ", "").split(",")):
+        axis, _, size = part.partition("=")
+        if axis not in sizes:
+            raise UserError(f"config.mesh.shape={shape!r}: unknown axis {axis!r}; {nearest(axis, list(AXES))}")
+        if not re.fullmatch(r"-1|[1-9]\d*", size):
+            raise UserError(f"config.mesh.shape={shape!r}: {axis} needs a positive size or -1, such as {axis}=2")
+        sizes[axis] = int(size)
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1:
+        raise UserError(f"config.mesh.shape={shape!r}: only one axis may be -1, not {' and '.join(free)}")
+    if free and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise UserError(f"config.mesh.shape={shape!r}: the sizes must multiply to the {len(devices)} devices there are")
+    return Mesh(np.asarray(devices).reshape(*sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
+    """Returns the NamedSharding of every leaf, by the first rule that its path matches.
+
+    A rule's axes are aligned with the last axes of an array, so that one rule serves a layer and a stack of
+    layers. Scalars, and axes of size 1, are replicated. Optimizer state follows the parameters, whose paths end its own.
+
+    Raises:
+      UserError: no rule covers an array, or an axis of an array does not divide among the devices of its mesh axis.
+    """
+
+    def of(path: str, leaf: Any) -> NamedSharding:
+        shape = leaf.shape
+        if not shape or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return replicated(mesh)
+        axes = trees.first_match(rules, path)[-len(shape) :]
+        axes = (None,) * (len(shape) - len(axes)) + tuple(axes)
+        axes = tuple(axis if size > 1 else None for axis, size in zip(axes, shape, strict=True))
+        for axis, size in zip(axes, shape, strict=True):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(
+                    f"config.mesh.shape: {path} has an axis of {size}, which {axis}={mesh.shape[axis]} does not divide"
+                )
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return trees.map_with_path(of, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over `data` and `fsdp`, as the rows of a batch are."""
+    return NamedSharding(mesh, PartitionSpec(ROW_AXES))
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Returns into how many parts `by_rows` splits."""
+    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Places this process's rows of a batch: leading axes of all processes joined, split over the mesh's rows."""
+    sharding = by_rows(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

@@ -1,0 +1,123 @@
+"""A weight is a pytree that knows how to multiply.
+
+Modules multiply with `dot` and look rows up with `take`. Both accept a plain array or any `Weight`, so that
+adaptation and compression map a parameter tree to a parameter tree and never fork a module. `dot` flattens the
+leading axes before it multiplies: on CPU, XLA's backward pass of a [B, T, D] product otherwise reads transposed copies.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, Num
+
+
+class Weight(abc.ABC):
+    """A matrix [..., K, N] in some other form than one float array; a leading axis stacks layers."""
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the float array that this weight stands for."""
+
+    @property
+    @abc.abstractmethod
+    def T(self) -> Weight:
+        """The weight of the transposed matrix [..., N, K]."""
+
+    @abc.abstractmethod
+    def dot(self, x: Float[Array, "rows K"]) -> Float[Array, "rows N"]:
+        """Returns x @ self in the dtype of x."""
+
+    @abc.abstractmethod
+    def take(self, ids: Int[Array, "..."]) -> Float[Array, "... N"]:
+        """Returns the rows `ids` in float32."""
+
+    @abc.abstractmethod
+    def dense(self) -> Float[Array, "... K N"]:
+        """Returns the float32 array that this weight stands for."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Int8(Weight):
+    """Symmetric int8: original ~= values * scale, with |error| <= scale / 2 and values in -127..127.
+
+    `scale` is positive and has the rank of `values`, with size 1 on the axis that shares a scale:
+    [..., 1, N] has one scale an output channel (kernels), [..., K, 1] one a row (embedding tables, whose
+    transpose, the output projection of a tied head, then has one an output channel).
+    """
+
+    values: Int[Array, "... K N"]
+    scale: Float[Array, "... #K #N"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def T(self) -> Int8:
+        return Int8(jnp.swapaxes(self.values, -1, -2), jnp.swapaxes(self.scale, -1, -2))
+
+    def dot(self, x: Float[Array, "rows K"]) -> Float[Array, "rows N"]:
+        """Quantises x per row (per token), multiplies int8 by int8 into int32, and scales back in float32.
+
+        Raises:
+          ValueError: the scales run along K, so they cannot be taken out of the sum over K.
+        """
+        if self.scale.shape[-2] != 1:
+            raise ValueError(f"Int8.dot: scale {self.scale.shape} must have one entry an output channel of {self.shape}")
+        # Without the barrier XLA fuses what made x (an erf, say) into both passes below and computes it twice.
+        rows = quantize(lax.optimization_barrier(x), axis=-1)
+        products = lax.dot_general(rows.values, self.values, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+        return (products.astype(jnp.float32) * rows.scale * self.scale).astype(x.dtype)
+
+    def take(self, ids: Int[Array, "..."]) -> Float[Array, "... N"]:
+        scale = self.scale[ids] if self.scale.shape[0] > 1 else self.scale.reshape((1,) * ids.ndim + (-1,))
+        return self.values[ids].astype(jnp.float32) * scale
+
+    def dense(self) -> Float[Array, "... K N"]:
+        return self.values.astype(jnp.float32) * self.scale
+
+
+def quantize(x: Float[Array, "..."], axis: int) -> Int8:
+    """Rounds x to `Int8` with scale = max |x| / 127 along `axis`; where x is all zero the scale is 1.
+
+    Args:
+      x: float array of rank >= 2, [..., K, N].
+      axis: the axis that shares a scale: -2 for kernels, -1 for embedding tables and for tokens.
+    """
+    x = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
+    scale = jnp.where(largest > 0, largest / 127.0, 1.0)
+    return Int8(lax.round(x / scale, lax.RoundingMethod.TO_NEAREST_EVEN).astype(jnp.int8), scale)
+
+
+def dot(x: Float[Array, "... K"], w: Array | Weight, bias: Array | None = None) -> Float[Array, "... N"]:
+    """Returns x @ w (+ bias) in the dtype of x.
+
+    Args:
+      x: [..., K].
+      w: a float array [K, N] or a Weight of that shape.
+      bias: [N], optional.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    y = w.dot(rows) if isinstance(w, Weight) else rows @ w.astype(x.dtype)
+    if bias is not None:
+        y = y + bias.astype(x.dtype)[None, :]
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def take(table: Array | Weight, ids: Int[Array, "..."]) -> Num[Array, "... N"]:
+    """Returns the rows `ids` of a table [K, N]: [..., N], float32 for a Weight, else in the table's dtype."""
+    return table.take(ids) if isinstance(table, Weight) else jnp.take(table, ids, axis=0)
+
+
+def is_weight(node: Any) -> bool:
+    """For `is_leaf`: stops at weights, so that a map sees `Int8` and not its two arrays."""
+    return isinstance(node, Weight)

@@ -1,0 +1,73 @@
+"""The command line: the only file with flags.
+
+    python -m lepton_jax.main --config=configs/NAME.py[:ARG] --workdir=DIR [--config.section.field=value ...]
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from lepton_jax.config import explain_override, resolve
+from lepton_jax.core.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe, such as configs/quickstart.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; it is created.")
+
+
+def main() -> None:
+    """Runs one stage; a person's mistake is one line on stderr and exit code 2."""
+    app.run(_run, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags; whatever is wrong with them ends as one line."""
+    try:
+        rest = flags.FLAGS(argv)
+        if rest[1:]:
+            raise UserError(f"{rest[1]!r} is not a flag; a field is set by --config.section.field=value")
+        if CONFIG.value is None or WORKDIR.value is None:
+            raise UserError("--config=configs/NAME.py and --workdir=DIR are both needed")
+        if not isinstance(CONFIG.value, ConfigDict):
+            _ = CONFIG.value.stage  # the file could not be loaded; this raises why
+    except UserError as error:
+        _fail(error)
+    except (flags.IllegalFlagValueError, AttributeError, KeyError, TypeError, ValueError) as error:
+        _fail(UserError(_explain(argv, error)))
+    except (flags.Error, OSError, ImportError, SyntaxError) as error:
+        _fail(error)
+    return rest
+
+
+def _explain(argv: list[str], error: Exception) -> str:
+    """Returns what is wrong with the override that made parsing fail, which the error may or may not name."""
+    text = str(error).replace("\\", "")
+    for path, value in re.findall(r"--config\.([\w.]+)[= ](.*?)(?:\x00|$)", "\x00".join(argv)):
+        if f"--config.{path}=" in text or any(f"'{name}'" in text for name in path.split(".")):
+            return explain_override(path, value)
+    return text
+
+
+def _run(argv: list[str]) -> None:
+    del argv
+    logging.set_verbosity(logging.WARNING)  # the libraries below narrate every file they write
+    try:
+        config = resolve(CONFIG.value)
+        from lepton_jax import report, stages  # after the config is known to be right: these load JAX
+
+        summary = stages.run(config, WORKDIR.value)
+    except UserError as error:
+        _fail(error)
+    report.print_summary(summary)
+
+
+def _fail(error: Exception) -> None:
+    print(f"lepton_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()

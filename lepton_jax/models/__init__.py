@@ -1,0 +1,1 @@
+"""Linen modules: one Transformer encoder, whose settings are `config.ModelConfig`, and its heads."""

@@ -1,0 +1,257 @@
+"""The stages of a model's life, as functions from a config and a folder to a summary. `main` and notebooks call them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lepton_jax import hub, infer, report, workdir
+from lepton_jax.compress import quantize_int8
+from lepton_jax.config import Config, ModelConfig, QuickstartConfig, runs
+from lepton_jax.core import sharding, trees
+from lepton_jax.core.errors import UserError
+from lepton_jax.data import batches, splits, tokenizers
+from lepton_jax.data.sources import Examples
+from lepton_jax.data.tokenizers import Tokenizer
+from lepton_jax.infer.metrics import classification_metrics, regression_metrics
+from lepton_jax.infer.predictor import Predictor, speedup
+from lepton_jax.models.transformer import Transformer
+from lepton_jax.tasks import make_task
+from lepton_jax.train.logging import read_metrics
+from lepton_jax.train.loop import check_batch, fit
+
+Summary = dict[str, Any]
+
+# What a model that starts from another one may set for itself; its other settings are the other one's.
+_OWN_MODEL_FIELDS = ("dropout", "dtype", "remat", "unroll", "pooling", "init")
+
+
+def run(config: Config | QuickstartConfig, folder: str | Path) -> Summary:
+    """Runs the stage of a resolved config in a folder, and returns what `folder/summary.json` then holds.
+
+    A run that was interrupted goes on from its newest checkpoint; one that is complete is not repeated.
+
+    Raises:
+      UserError: the folder holds another run, the devices do not fit the config, or the data are not usable.
+    """
+    folder = Path(folder)
+    meshes = []
+    for where, each in runs(config):  # every check that needs no data, before any of them writes or trains
+        mesh = sharding.make_mesh(each.mesh.shape)
+        check_batch(each, mesh, where)
+        meshes.append(mesh)
+    workdir.claim(folder, config)
+    if (folder / "summary.json").exists():
+        return workdir.read_json(folder / "summary.json")
+    start = time.perf_counter()
+    if isinstance(config, QuickstartConfig):
+        summary, sections = quickstart(config, folder)
+    else:
+        stage = pretrain if config.stage == "pretrain" else finetune
+        summary, sections = stage(config, folder, meshes[0]), {config.stage: folder}
+    summary["wall_seconds"] = time.perf_counter() - start
+    workdir.write_json(folder / "summary.json", summary)
+    report.write_report(folder / "report.html", sections, summary)
+    return summary
+
+
+def quickstart(config: QuickstartConfig, folder: Path) -> tuple[Summary, dict[str, Path]]:
+    """Pretrains, fine-tunes from that and, with the same budget, from random weights.
+
+    Returns:
+      (summary of all, title -> folder of each run).
+    """
+    pretrained = str(folder / "pretrain")
+    model, data = config.finetune.model, config.finetune.data
+    configs = {
+        "pretrain": config.pretrain,
+        "finetune": dataclasses.replace(config.finetune, model=dataclasses.replace(model, init=pretrained)),
+        "from_scratch": dataclasses.replace(config.finetune, data=dataclasses.replace(data, tokenizer=pretrained)),
+    }
+    parts = {name: run(each, folder / name) for name, each in configs.items()}
+    scratch = {name: parts["from_scratch"][f"finetune.{name}"] for name in ("accuracy", "f1")}
+    summary = parts["pretrain"] | parts["finetune"]
+    summary |= {f"finetune.from_scratch_{name}": value for name, value in scratch.items()}
+    return summary, {name: folder / name for name in configs}
+
+
+def pretrain(config: Config, folder: Path, mesh: Mesh) -> Summary:
+    """Trains a tokenizer and a masked language model on text."""
+    data = splits.load_splits(config.data, None)
+    tokenizer = tokenizers.from_config(config.data, data.train.texts)
+    card = _card(config, "masked_lm", tokenizer)
+    rows = {
+        name: batches.encode_documents(tokenizer, part.texts, card.max_length, config.data.cache)
+        for name, part in (("train", data.train), ("validation", data.validation))
+    }
+    bundle = _fit(config, folder, mesh, card, tokenizer, rows, {})
+    history = read_metrics(folder)
+    losses = [line["loss"] for line in history if "loss" in line]
+    speeds = [line["tokens_per_second"] for line in history if "tokens_per_second" in line]
+    best = min((line for line in history if "validation/loss" in line), key=lambda line: line["validation/loss"])
+    return {
+        "pretrain.loss_first": losses[0],
+        "pretrain.loss_last": float(np.mean(losses[-max(len(losses) // 10, 1) :])),
+        "pretrain.validation_loss": best["validation/loss"],
+        "pretrain.masked_accuracy": best["validation/accuracy"],
+        "pretrain.tokens_per_second": float(np.median(speeds)) if speeds else None,
+        "pretrain.parameters": trees.count(bundle.params),
+        "pretrain.data": data.report,
+    }
+
+
+def finetune(config: Config, folder: Path, mesh: Mesh) -> Summary:
+    """Trains a classifier or regressor, evaluates it on held-out text, and compresses it if the config says so."""
+    regression = config.task.name == "regression"
+    data = splits.load_splits(config.data, "numbers" if regression else "classes")
+    init = hub.load(config.model.init) if config.model.init else None
+    if init is None:
+        tokenizer = tokenizers.from_config(config.data, data.train.texts)
+    else:
+        tokenizer, config = init.tokenizer, dataclasses.replace(config, model=_inherit(config, init.config))
+    labels = () if regression else tuple(sorted(set(data.train.labels or ())))
+    card = _card(config, "classification", tokenizer, labels)
+    rows, targets = {}, {}
+    for name, part in (("train", data.train), ("validation", data.validation)):
+        rows[name] = batches.encode_examples(tokenizer, part.texts, card.max_length)
+        targets[name] = _targets(part, labels)
+    bundle = _fit(config, folder, mesh, card, tokenizer, rows, targets, init.params if init else None)
+
+    held_out = "test" if len(data.test) else "validation"
+    examples = getattr(data, held_out)
+    predictor = Predictor(bundle, "float32", config.infer)
+    summary = {"finetune.evaluated_on": held_out, "finetune.data": data.report}
+    summary |= {f"finetune.{name}": value for name, value in _measure(predictor, examples).items()}
+    if labels:
+        majority = Counter(data.train.labels).most_common(1)[0][0]
+        summary["finetune.majority_accuracy"] = (examples.labels or []).count(majority) / len(examples)
+    if config.compress.method == "int8":
+        int8, figures = _compress(config, folder / "int8", predictor, examples)
+        summary |= {f"int8.{name}": value for name, value in figures.items()}
+        predictor = int8
+    _write_predictions(folder / "predictions.jsonl", predictor, examples)
+    if config.infer.texts:
+        _write_predictions(folder / "examples.jsonl", predictor, Examples(list(config.infer.texts)))
+    return summary
+
+
+def _card(config: Config, head: Any, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> hub.Card:
+    """Returns the card of the model that a run trains; its vocabulary is the tokenizer's, rounded up to 64s."""
+    size = config.model.vocab_size or -(-tokenizer.vocab_size // 64) * 64
+    if size < tokenizer.vocab_size:
+        raise UserError(
+            f"config.model.vocab_size={size}: the tokenizer has {tokenizer.vocab_size} pieces; leave it 0, or at least that"
+        )
+    model = dataclasses.replace(config.model, vocab_size=size, init="")
+    return hub.Card(model, head, config.task, config.data.max_length, labels, checkpoint=config.checkpoint)
+
+
+def _inherit(config: Config, base: ModelConfig) -> ModelConfig:
+    """Returns the settings of the model that a run starts from, with the run's own where it may have its own.
+
+    Raises:
+      UserError: the config sets another architecture than that model has, or asks for longer sequences.
+    """
+    own = {name: getattr(config.model, name) for name in _OWN_MODEL_FIELDS}
+    model = dataclasses.replace(base, **own)
+    default = ModelConfig()
+    for field in dataclasses.fields(ModelConfig):
+        wanted, has = getattr(config.model, field.name), getattr(model, field.name)
+        if wanted != has and wanted != getattr(default, field.name):
+            raise UserError(
+                f"config.model.{field.name}={wanted!r}: the model in {config.model.init} has {has!r}; leave the field out"
+            )
+    if config.data.max_length > model.max_positions:
+        raise UserError(
+            f"config.data.max_length={config.data.max_length}: longer than the model in {config.model.init}; "
+            f"at most {model.max_positions}"
+        )
+    return model
+
+
+def _fit(
+    config: Config,
+    folder: Path,
+    mesh: Mesh,
+    card: hub.Card,
+    tokenizer: Tokenizer,
+    rows: dict[str, Sequence[np.ndarray]],
+    targets: dict[str, np.ndarray],
+    init: Any = None,
+) -> hub.Bundle:
+    """Trains the model of a card on token rows, and returns it with its best parameters."""
+    hub.describe(folder, card, tokenizer)
+    model = Transformer(card.model, card.head, card.num_outputs)
+    shard = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    common = {"max_length": card.max_length, "pad_id": tokenizer.pad_id, "pack": card.head == "masked_lm" and config.data.pack}
+    training = batches.training_batches(
+        rows["train"],
+        config.train.batch_size // jax.process_count(),
+        labels=targets.get("train"),
+        seed=config.train.seed,
+        **common,
+        **shard,
+    )
+
+    def validation() -> Any:
+        size = config.evaluate.batch_size // jax.process_count()
+        return batches.evaluation_batches(rows["validation"], size, labels=targets.get("validation"), **common, **shard)
+
+    task = make_task(config.task, tokenizer, len(card.labels))
+    fitted = fit(
+        config, folder, mesh=mesh, task=task, model=model, batches=training, validation=validation, init=init
+    )
+    return hub.Bundle(model, fitted.params, tokenizer, card)
+
+
+def _targets(examples: Examples, labels: tuple[str, ...]) -> np.ndarray:
+    """Returns int32 class numbers, or float32 targets where there are no labels to number."""
+    if not labels:
+        return np.asarray(list(map(float, examples.labels or ())), np.float32)
+    numbers = {label: number for number, label in enumerate(labels)}
+    return np.asarray([numbers[label] for label in examples.labels or ()], np.int32)
+
+
+def _measure(predictor: Predictor, examples: Examples) -> dict[str, float]:
+    predictions = predictor(examples.texts)
+    if predictor.card.labels:
+        predicted = [prediction["label"] for prediction in predictions]
+        return classification_metrics(examples.labels or (), predicted, predictor.card.labels)
+    return regression_metrics(_targets(examples, ()).tolist(), [prediction["score"] for prediction in predictions])
+
+
+def _compress(
+    config: Config, folder: Path, predictor: Predictor, examples: Examples
+) -> tuple[Predictor, dict[str, float]]:
+    """Writes the int8 model of a float predictor into a folder, and returns it loaded from there, and its figures."""
+    bundle = predictor.bundle
+    card = dataclasses.replace(bundle.card, weights="int8", keep_float=config.compress.keep_float)
+    hub.write(folder, dataclasses.replace(bundle, params=quantize_int8(bundle.params, card.keep_float), card=card))
+    int8 = infer.load(folder, "int8", config.infer)
+    figures = _measure(int8, examples)
+    if card.labels:
+        same = predictor.scores(examples.texts).argmax(-1) == int8.scores(examples.texts).argmax(-1)
+        figures["agreement"] = float(np.mean(same))
+    figures["size_ratio"] = trees.num_bytes(predictor.params) / trees.num_bytes(int8.params)
+    figures["speedup"] = speedup(predictor, int8, examples.texts)
+    return int8, figures
+
+
+def _write_predictions(path: Path, predictor: Predictor, examples: Examples) -> None:
+    """Writes one JSON line a text: text, label where known, prediction, score."""
+    lines = []
+    labels: list[Any] = list(examples.labels) if examples.labels else [None] * len(examples)
+    for text, label, out in zip(examples.texts, labels, predictor(examples.texts), strict=True):
+        prediction = out.get("label", out["score"])
+        known = {} if label is None else {"label": label if predictor.card.labels else float(label)}
+        lines.append(json.dumps({"text": text, **known, "prediction": prediction, "score": out["score"]}, ensure_ascii=False))
+    workdir.replace_file(path, "".join(f"{line}\n" for line in lines))

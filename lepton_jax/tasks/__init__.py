@@ -1,0 +1,50 @@
+"""Objectives, one a file. A task is the one extension point of training; `make_task` picks it by name."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+
+from lepton_jax.config import TaskConfig
+from lepton_jax.models.transformer import Head, Transformer
+from lepton_jax.tasks.classification import Classification
+from lepton_jax.tasks.masked_lm import MaskedLM
+from lepton_jax.tasks.regression import Regression
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class Task(Protocol):
+    """What training needs to know of an objective."""
+
+    head: Head  # the model's head that it trains
+    num_outputs: int  # of that head
+
+    def loss(
+        self, model: Transformer, params: Any, batch: Batch, rng: jax.Array, train: bool = True
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns the loss, float32 [], and float32 [] metrics.
+
+        Loss and metrics are means over targets (predicted positions, or rows); `metrics["weight"]` is their
+        number, by which means over parts of a batch, or over batches, combine exactly. Without any target, all are 0.
+
+        Args:
+          model: its `apply` takes `{"params": params}`.
+          params: a parameter tree; its weights may have any form.
+          batch: arrays with a leading axis of rows.
+          rng: a typed key; the same key gives the same masks and the same dropout.
+          train: whether dropout is active.
+        """
+        ...
+
+
+def make_task(config: TaskConfig, tokenizer: Any, num_labels: int = 0) -> Task:
+    """Returns the task that the config names, for a tokenizer and, where it has classes, their number."""
+    if config.name == "masked_lm":
+        special = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+        return MaskedLM(config, tokenizer.vocab_size, tokenizer.mask_id, special)
+    if config.name == "regression":
+        return Regression()
+    return Classification(num_labels, config.loss)

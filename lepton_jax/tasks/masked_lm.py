@@ -1,0 +1,85 @@
+"""Masked language modelling (Devlin et al. 2018, arXiv:1810.04805, section 3.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, Key
+
+from lepton_jax.config import TaskConfig
+from lepton_jax.core import rng as rngs
+from lepton_jax.models.transformer import Head, Transformer
+from lepton_jax.tasks.losses import cross_entropy, weighted_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLM:
+    """Predicts hidden tokens. The masks are drawn on the device, anew each step, from the step's key."""
+
+    config: TaskConfig
+    vocab_size: int  # of the tokenizer
+    mask_id: int
+    special: tuple[int, ...]  # ids that are never predicted
+
+    head: ClassVar[Head] = "masked_lm"
+    num_outputs: ClassVar[int] = 0
+
+    def loss(
+        self, model: Transformer, params: Any, batch: dict[str, jax.Array], rng: jax.Array, train: bool = True
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """See `Task.loss`; the metrics are `loss`, `accuracy` and `weight`, the number of predicted positions."""
+        masked = self.mask(rngs.stream(rng, "mask"), batch["token_ids"], batch["attention_mask"])
+        inputs, predict, targets, weight = masked
+        out = model.apply(
+            {"params": params},
+            inputs,
+            batch["attention_mask"],
+            positions=batch["positions"],
+            predict=predict,
+            train=train,
+            rngs={"dropout": rngs.stream(rng, "dropout")},
+        )
+        weight = weight * batch["weight"][:, None]
+        loss = weighted_mean(cross_entropy(out["logits"], targets), weight)
+        correct = (jnp.argmax(out["logits"], axis=-1) == targets).astype(jnp.float32)
+        return loss, {"loss": loss, "accuracy": weighted_mean(correct, weight), "weight": jnp.sum(weight)}
+
+    def mask(
+        self, key: Key[Array, ""], token_ids: Int[Array, "rows length"], attention_mask: Int[Array, "rows length"]
+    ) -> tuple[Int[Array, "rows length"], Int[Array, "rows n"], Int[Array, "rows n"], Float[Array, "rows n"]]:
+        """Chooses the positions to predict, and hides them.
+
+        A row of c ordinary tokens has round(mask_rate * c) predicted positions, at least one where c > 0. The
+        budget n = ceil(mask_rate * length) is static, so that the head runs on [rows, n] positions and no more.
+
+        Returns:
+          (inputs with the chosen tokens hidden, chosen positions, their true tokens, weight 1 or 0 of each).
+        """
+        config = self.config
+        rows, length = token_ids.shape
+        budget = math.ceil(config.mask_rate * length)
+        ordinary = (attention_mask > 0) & ~jnp.isin(token_ids, jnp.asarray(self.special))
+        wanted = jnp.sum(ordinary, axis=1)
+        wanted = jnp.clip(jnp.round(config.mask_rate * wanted).astype(jnp.int32), jnp.minimum(wanted, 1), budget)
+
+        choose, replace, draw = (rngs.stream(key, name) for name in ("choose", "replace", "draw"))
+        # The largest of random scores are a uniform choice without replacement; other positions come last.
+        scores = jnp.where(ordinary, jax.random.uniform(choose, (rows, length)), -1.0)
+        predict = lax.top_k(scores, budget)[1]
+        weight = (jnp.arange(budget)[None, :] < wanted[:, None]).astype(jnp.float32)
+        targets = jnp.take_along_axis(token_ids, predict, axis=1)
+
+        fate = jax.random.uniform(replace, (rows, budget))
+        first = max(self.special) + 1
+        random_ids = jax.random.randint(draw, (rows, budget), first, self.vocab_size)
+        hidden = jnp.where(fate < config.mask_token_share + config.random_token_share, random_ids, targets)
+        hidden = jnp.where(fate < config.mask_token_share, self.mask_id, hidden)
+        hidden = jnp.where(weight > 0, hidden, targets)
+        # `predict` names each position once, so the order of these writes does not matter.
+        inputs = token_ids.at[jnp.arange(rows)[:, None], predict].set(hidden)
+        return inputs, predict, targets, weight

@@ -1,0 +1,191 @@
+"""What a run writes down while it trains: metrics.jsonl, TensorBoard files, and a line on the screen.
+
+    {"step": 20, "loss": 2.31, "learning_rate": 0.001, "tokens_per_second": 18250.4}
+    {"step": 200, "validation/loss": 2.05, "validation/accuracy": 0.61}
+
+A metric of training has its plain name, any other its prefix before it. On TensorBoard each has its prefix.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import rich.console
+import rich.progress
+import tensorboardX
+
+from lepton_jax.core.errors import UserError
+from lepton_jax.workdir import read_jsonl, replace_file
+
+_PLAIN_LINE_SECONDS = 10.0  # between two lines of training on an output that is no terminal
+
+
+class MetricsLogger:
+    """Records a run's metrics, line by line, so that a killed run loses none. Used in a `with` statement.
+
+    Entering raises UserError where metrics.jsonl is damaged or cannot be written. Of several processes only the
+    first one writes and prints.
+    """
+
+    def __init__(
+        self, workdir: Path, total_steps: int, tokens_per_step: int, start: int = 0, quiet: bool = False
+    ) -> None:
+        """Describes the run; files are opened on entering.
+
+        Args:
+          workdir: the run's folder.
+          total_steps: the step at which training ends.
+          tokens_per_step: tokens that one step sees on all devices together, padding not counted.
+          start: the step that training resumes from. What an earlier process recorded beyond it will be
+            recorded again, so it is cut off: no step appears twice.
+          quiet: prints nothing.
+        """
+        self._workdir = workdir
+        self._total_steps = total_steps
+        self._tokens_per_step = tokens_per_step
+        self._start = start
+        self._writes = jax.process_index() == 0
+        self._prints = self._writes and not quiet
+        self._clock: tuple[int, float] | None = None  # step and time of the last training log
+        self._paused = 0.0  # seconds since then that were not training
+        self._counted_steps, self._counted_seconds = 0, 0.0
+        self._last_line = -_PLAIN_LINE_SECONDS
+        self._bar: rich.progress.Progress | None = None
+
+    def __enter__(self) -> MetricsLogger:
+        if self._writes:
+            kept = [line for line in read_metrics(self._workdir) if line["step"] <= self._start]
+            path = self._workdir / "metrics.jsonl"
+            replace_file(path, "".join(_to_line(line) for line in kept))
+            self._file = open(path, "a", encoding="utf-8", buffering=1)
+            self._board = tensorboardX.SummaryWriter(
+                str(self._workdir / "tensorboard"), purge_step=self._start + 1 if self._start else None
+            )
+        console = rich.console.Console()
+        if self._prints and console.is_terminal:
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                rich.progress.BarColumn(),
+                rich.progress.TextColumn("{task.description}"),
+                console=console,
+            )
+            self._bar.add_task("compiling", total=self._total_steps, completed=self._start)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        if self._writes:
+            self._file.close()
+            self._board.close()
+
+    def log(self, step: int, metrics: Mapping[str, Any], prefix: str = "train") -> None:
+        """Records the metrics of a step.
+
+        A line of training also gets `tokens_per_second`, the rate since the line of training before it. The first
+        one has none: the time to it is mostly compilation.
+
+        Args:
+          step: the number of steps done, counted from 1.
+          metrics: scalars, of Python, numpy or jax.
+          prefix: "train", or what else was measured ("validation").
+        """
+        values = {name: float(value) for name, value in metrics.items()}
+        if prefix == "train":
+            rate = self._rate(step)
+            if rate is not None:
+                values["tokens_per_second"] = rate
+        if self._writes:
+            named = values if prefix == "train" else {f"{prefix}/{name}": value for name, value in values.items()}
+            self._file.write(_to_line({"step": step, **named}))
+            for name, value in values.items():
+                self._board.add_scalar(f"{prefix}/{name}", value, step)
+        if self._prints:
+            self._show(step, values, prefix)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time inside out of `tokens_per_second`: for an evaluation or a checkpoint."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - start
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The rate over the whole run so far, compilation and pauses left out; None before the second log."""
+        if not self._counted_seconds:
+            return None
+        return self._counted_steps * self._tokens_per_step / self._counted_seconds
+
+    def _rate(self, step: int) -> float | None:
+        """Moves the clock to `step`; returns the tokens per second since the last training log."""
+        now = time.perf_counter()
+        last, self._clock = self._clock, (step, now)
+        paused, self._paused = self._paused, 0.0
+        if last is None:
+            return None
+        steps, seconds = step - last[0], max(now - last[1] - paused, 1e-9)
+        self._counted_steps += steps
+        self._counted_seconds += seconds
+        return steps * self._tokens_per_step / seconds
+
+    def _show(self, step: int, values: dict[str, float], prefix: str) -> None:
+        """Moves the bar, or prints a line now and then where there is no terminal."""
+        rate = self.tokens_per_second
+        parts = [f"loss {values['loss']:.4f}"] if "loss" in values else []
+        if prefix != "train":
+            others = [f"{name} {value:.4f}" for name, value in values.items() if name != "loss"]
+            self._print(f"{prefix} at step {step}: {', '.join(parts + others)}")
+            return
+        if rate is not None:
+            left = (self._total_steps - step) * self._tokens_per_step / rate
+            parts += [f"{rate:,.0f} tokens/s", f"{_duration(left)} left"]
+        if self._bar:
+            self._bar.update(rich.progress.TaskID(0), completed=step, description=", ".join(parts))
+        elif step >= self._total_steps or time.perf_counter() - self._last_line >= _PLAIN_LINE_SECONDS:
+            self._last_line = time.perf_counter()
+            self._print(f"step {step}/{self._total_steps}: {', '.join(parts)}")
+
+    def _print(self, text: str) -> None:
+        if self._bar:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(text, file=sys.stdout, flush=True)
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a run's metrics.jsonl, each with its "step"; none where nothing was logged yet.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = workdir / "metrics.jsonl"
+    lines = read_jsonl(path)
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line.get("step"), int):
+            raise UserError(f"{path}: line {number} has no step; the file is damaged")
+    return lines
+
+
+def _to_line(metrics: dict[str, Any]) -> str:
+    return json.dumps(metrics) + "\n"
+
+
+def _duration(seconds: float) -> str:
+    """Returns 3725 seconds as "1:02:05", 65 as "1:05"."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,115 @@
+"""The loop: batches through the step, with logging, evaluation, checkpoints and resume. The same for every stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lepton_jax.checkpoint import Checkpoints
+from lepton_jax.config import Config
+from lepton_jax.core import sharding
+from lepton_jax.core.errors import UserError
+from lepton_jax.models.transformer import Transformer
+from lepton_jax.optim import make_optimizer, make_schedule
+from lepton_jax.tasks import Task
+from lepton_jax.train.evaluate import make_evaluate
+from lepton_jax.train.logging import MetricsLogger
+from lepton_jax.train.state import TrainState, abstract_state, make_state, trainable
+from lepton_jax.train.step import jit_train_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    state: TrainState  # after the last step
+    params: Any  # of the best checkpoint by `checkpoint.best`
+
+
+def check_batch(config: Config, mesh: Mesh, where: str = "config") -> None:
+    """Raises UserError where a batch does not divide among the devices and processes."""
+    shards = sharding.row_shards(mesh) * config.train.accumulate
+    for field, size, parts in (
+        ("train.batch_size", config.train.batch_size, shards),
+        ("evaluate.batch_size", config.evaluate.batch_size, sharding.row_shards(mesh)),
+    ):
+        if size % parts:
+            raise UserError(
+                f"{where}.{field}={size}: must be a multiple of {parts}, the mesh's rows (data x fsdp)"
+                + (f" times train.accumulate={config.train.accumulate}" if field.startswith("train") else "")
+            )
+
+
+def fit(
+    config: Config,
+    workdir: Path,
+    *,
+    mesh: Mesh,
+    task: Task,
+    model: Transformer,
+    batches: Iterator[dict[str, np.ndarray]],
+    validation: Callable[[], Iterable[dict[str, np.ndarray]]],
+    init: dict[str, Any] | None = None,
+    until: int | None = None,
+) -> Fitted:
+    """Trains to `config.train.steps` updates, from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+      config: the run's config, `model` resolved.
+      workdir: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
+      mesh: the devices.
+      task, model: the objective and the modules.
+      batches: endless training batches of this process's rows; a Grain iterator, whose position is saved.
+      validation: gives the batches of the validation set anew.
+      init: parameters to start from, see `make_state`.
+      until: stop, saved, after this update instead of the last one; the schedule does not change.
+    """
+    schedule = make_schedule(config.optim, config.train)
+    optimizer = make_optimizer(config.optim, schedule)
+    abstract = abstract_state(model, optimizer, config.optim, mesh)
+    chosen = trainable(config.optim, abstract.params)
+    step_fn = make_train_step(task, model, optimizer, schedule, chosen, config.train.accumulate)
+    step_fn = jit_train_step(step_fn, abstract, mesh)
+    evaluate = make_evaluate(task, model, mesh)
+    last = config.train.steps if until is None else min(until, config.train.steps)
+
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    latest = checkpoints.latest()
+    if latest is None:
+        state = make_state(model, optimizer, config.optim, mesh, config.train.seed, init)
+    else:
+        state = checkpoints.restore(latest, abstract, batches)
+    start = latest or 0
+
+    tokens = config.train.batch_size * config.data.max_length
+    with MetricsLogger(workdir, config.train.steps, tokens, start=start) as logger:
+        pending: tuple[int, Any] | None = None  # read after the next step is under way, so that devices never wait
+        for step in range(start + 1, last + 1):
+            state, metrics = step_fn(state, sharding.put_batch(next(batches), mesh))
+            if pending is not None:
+                logger.log(pending[0], jax.device_get(pending[1]))
+                pending = None
+            if step == 1 or step == last or step % config.train.log_every == 0:
+                pending = (step, metrics)
+            validated = None
+            if step == last or step % config.evaluate.every == 0:
+                with logger.paused():
+                    validated = evaluate(state.params, validation())
+                logger.log(step, validated, prefix="validation")
+            if step == last or step % config.checkpoint.every == 0:
+                with logger.paused():
+                    checkpoints.save(step, state, batches, validated)
+        if pending is not None:
+            logger.log(pending[0], jax.device_get(pending[1]))
+        checkpoints.wait()
+
+    best = checkpoints.best()
+    params = state.params
+    if best is not None and best != last:
+        params = checkpoints.restore_params(best, abstract.params)
+    checkpoints.close()
+    return Fitted(state, params)

@@ -1,0 +1,89 @@
+"""The state of training, and how it comes to lie on the devices of a mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from lepton_jax.config import OptimConfig
+from lepton_jax.core import rng as rngs
+from lepton_jax.core import sharding, trees
+from lepton_jax.models.partitioning import RULES
+from lepton_jax.models.transformer import Transformer, abstract_params, init_params
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a step reads and writes, and all that a checkpoint needs besides the data position."""
+
+    step: jax.Array  # int32 [], the number of updates made
+    params: Any  # trainable and frozen parameters in one tree
+    opt_state: optax.OptState  # of the trainable ones alone
+    rng: jax.Array  # typed key []; never changes: steps fold their number into it
+
+
+def trainable(config: OptimConfig, params: Any) -> Any:
+    """Returns a tree of bools with the structure of `params`: False where `optim.frozen` matches the path.
+
+    Raises:
+      UserError: a pattern matches no parameter.
+    """
+    return jax.tree.map(lambda frozen: not frozen, trees.select(config.frozen, params, "config.optim.frozen"))
+
+
+def abstract_state(
+    model: Transformer, optimizer: optax.GradientTransformation, config: OptimConfig, mesh: Mesh
+) -> TrainState:
+    """Returns the shapes, dtypes and shardings of a state, without computing anything.
+
+    Raises:
+      UserError: a parameter that no sharding rule covers, or that does not divide among the devices.
+    """
+    params = abstract_params(model)
+    state = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        params=params,
+        opt_state=jax.eval_shape(optimizer.init, trees.split(params, trainable(config, params))[0]),
+        rng=jax.eval_shape(lambda: jax.random.key(0)),
+    )
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        state,
+        sharding.shardings(state, mesh, RULES),
+    )
+
+
+def make_state(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    config: OptimConfig,
+    mesh: Mesh,
+    seed: int,
+    init: dict[str, Any] | None = None,
+) -> TrainState:
+    """Initialises the state on the mesh: every device computes only its own shards.
+
+    Args:
+      model, optimizer, config, mesh: what the state is for.
+      seed: of the run; parameters and steps draw from its named streams.
+      init: trained parameters; the top-level entries that the model has too (embeddings, layers, ...) but for
+        its head are taken from there.
+    """
+    abstract = abstract_state(model, optimizer, config, mesh)
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def initialise(key: jax.Array) -> TrainState:
+        params = init_params(model, rngs.stream(key, "params"))
+        opt_state = optimizer.init(trees.split(params, trainable(config, params))[0])
+        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rngs.stream(key, "train"))
+
+    state = jax.jit(initialise, out_shardings=where)(jax.random.key(seed))
+    if init is not None:
+        shared = {name: init[name] for name in state.params if name in init and name != "head"}
+        placed = jax.tree.map(jax.device_put, shared, {name: where.params[name] for name in shared})
+        state = state.replace(params={**state.params, **placed})
+    return state

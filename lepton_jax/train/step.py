@@ -1,0 +1,92 @@
+"""The train step: one function for every objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from lepton_jax.core import rng as rngs
+from lepton_jax.core import sharding, trees
+from lepton_jax.models.transformer import Transformer
+from lepton_jax.tasks import Batch, Metrics, Task
+from lepton_jax.train.state import TrainState
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    task: Task,
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    trainable: Any,
+    accumulate: int = 1,
+) -> TrainStep:
+    """Returns the pure function (state, batch) -> (state, metrics).
+
+    Frozen parameters are split off before the gradient: they have neither gradients nor optimizer state.
+    Metrics are float32 []: those of the task, `gradient_norm` (before clipping) and `learning_rate`.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        free, frozen = trees.split(state.params, trainable)
+
+        def loss(free: Any, part: Batch, index: jax.Array | int) -> tuple[jax.Array, Metrics]:
+            rng = rngs.stream(state.rng, "step", state.step, index)
+            return task.loss(model, trees.merge(free, frozen), part, rng)
+
+        grads, metrics = mean_gradients(loss, free, batch, accumulate)
+        updates, opt_state = optimizer.update(grads, state.opt_state, free)
+        params = trees.merge(optax.apply_updates(free, updates), frozen)
+        metrics |= {"gradient_norm": optax.global_norm(grads), "learning_rate": jnp.asarray(schedule(state.step))}
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return train_step
+
+
+def mean_gradients(
+    loss: Callable[[Any, Batch, Any], tuple[jax.Array, Metrics]], params: Any, batch: Batch, parts: int
+) -> tuple[Any, Metrics]:
+    """Returns gradients and metrics of a batch, computed in `parts` one after another.
+
+    Each part counts with its number of targets (`metrics["weight"]`), so the result is the mean over all targets
+    of the batch, however they fall into parts.
+    """
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if parts == 1:
+        (_, metrics), grads = gradient(params, batch, 0)
+        return grads, metrics
+
+    def weigh(tree: Any, weight: jax.Array) -> Any:
+        return jax.tree.map(lambda leaf: leaf * weight, tree)
+
+    def add(total: Any, index_and_part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        index, part = index_and_part
+        (_, metrics), grads = gradient(params, part, index)
+        weight = metrics.pop("weight")
+        return jax.tree.map(jnp.add, total, (*weigh((grads, metrics), weight), weight)), None
+
+    # Every parts-th row, not consecutive ones: a part then takes equally many rows from each device.
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    shapes = jax.eval_shape(lambda: gradient(params, jax.tree.map(lambda x: x[0], split), 0))
+    (_, metrics), grads = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    start = (grads, {name: value for name, value in metrics.items() if name != "weight"}, metrics["weight"])
+    (grads, metrics, weight), _ = jax.lax.scan(add, start, (jnp.arange(parts), split))
+    grads, metrics = weigh((grads, metrics), 1.0 / jnp.maximum(weight, 1.0))
+    return grads, {**metrics, "weight": weight}
+
+
+def jit_train_step(step: TrainStep, state: TrainState, mesh: Mesh) -> TrainStep:
+    """Compiles a step for a state (arrays, or shapes with shardings): rows split, state in place, buffers donated."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(
+        step,
+        in_shardings=(where, sharding.by_rows(mesh)),
+        out_shardings=(where, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )

@@ -1,0 +1,45 @@
+"""Package metadata. Tools are configured in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "lepton_jax/__init__.py").read_text(encoding="utf-8"))[1]
+
+setup(
+    name="lepton_jax",
+    version=VERSION,
+    description="Transformers from raw text to a served int8 model, in JAX and Flax",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["lepton_jax", "lepton_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "array-record>=0.8",
+        "flax>=0.12",
+        "grain>=0.2.18",
+        "importlib_resources",  # tensorflow-datasets needs it where TensorFlow is absent
+        "jax>=0.10.2",
+        "jaxtyping>=0.3",
+        "matplotlib>=3.9",
+        "ml_collections>=1.1",
+        "numpy>=2.0",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.12.8",
+        "rich>=13",
+        "scikit-learn>=1.5",
+        "sentencepiece>=0.2.1",
+        "tensorboardX>=2.6.2",
+        "tensorflow-datasets>=4.9.9",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "dev": ["hypothesis>=6.100", "pyright>=1.1.390", "pytest>=8", "ruff>=0.8", "tensorboard>=2.18"],
+    },
+)

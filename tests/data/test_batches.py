@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from lepton_jax.config import DataConfig
+from lepton_jax.core.errors import UserError
+from lepton_jax.data.batches import encode_documents, encode_examples, evaluation_batches, training_batches
+from lepton_jax.data.splits import load_splits
+from lepton_jax.data.tokenizers import train
+
+PAD = 7  # not 0, so that padding cannot be right by accident
+LENGTH = 16
+
+
+class Letters:
+    """A tokenizer of one token a letter."""
+
+    vocab_size, pad_id, unk_id, cls_id, sep_id, mask_id = 200, PAD, 1, 2, 3, 4
+    fingerprint = "letters"
+
+    def encode(self, texts):
+        return [np.array([ord(letter) for letter in text], np.int32) for text in texts]
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+    def save(self, folder):
+        raise AssertionError("not saved here")
+
+
+def make_rows(count, low=3, high=LENGTH, seed=0):
+    """Returns rows that start with their own number, 1000 and up, so that a row can be recognised anywhere."""
+    lengths = np.random.default_rng(seed).integers(low, high + 1, count)
+    return [np.concatenate([[1000 + row], np.full(size - 1, 10)]).astype(np.int32) for row, size in enumerate(lengths)]
+
+
+def documents(batch):
+    """Returns the documents of a batch, after checking mask, positions and padding of every row."""
+    found = []
+    for tokens, mask, positions in zip(batch["token_ids"], batch["attention_mask"], batch["positions"], strict=True):
+        used = int((mask > 0).sum())
+        assert (mask[:used] > 0).all() and (mask[used:] == 0).all()
+        assert (tokens[used:] == PAD).all() and (positions[used:] == 0).all()
+        assert list(dict.fromkeys(mask[:used])) == list(range(1, mask.max() + 1))
+        for number in range(1, mask.max() + 1):
+            where = np.flatnonzero(mask == number)
+            assert (np.diff(where) == 1).all()
+            assert (positions[where] == np.arange(len(where))).all()
+            found.append(tuple(tokens[where]))
+    return found
+
+
+def check_types(batch, size, length=LENGTH):
+    for name in ("token_ids", "attention_mask", "positions"):
+        assert batch[name].shape == (size, length) and batch[name].dtype == np.int32
+    assert batch["weight"].shape == (size,) and batch["weight"].dtype == np.float32
+
+
+def take(iterator, count):
+    batches = [next(iterator) for _ in range(count)]
+    iterator.close()
+    return batches
+
+
+def test_encode_examples_gives_one_row_a_text():
+    rows = encode_examples(Letters(), ["ab", "", "x" * 50], max_length=6)
+    assert [row.tolist() for row in rows] == [[2, 97, 98, 3], [2, 3], [2, 120, 120, 120, 120, 3]]
+    assert all(row.dtype == np.int32 for row in rows)
+
+
+def test_encode_documents_cuts_long_ones_and_loses_nothing(tmp_path):
+    texts = ["abcdefghij", "", "klmn", "opqr" * 3]
+    rows = encode_documents(Letters(), texts, 6, str(tmp_path))
+    assert [row.tolist() for row in rows[:3]] == [[2, 97, 98, 99, 100, 3], [2, 101, 102, 103, 104, 3], [2, 105, 106, 3]]
+    assert all(len(row) <= 6 and row[0] == 2 and row[-1] == 3 and row.dtype == np.int32 for row in rows)
+    assert Letters().decode(np.concatenate([row[1:-1] for row in rows])) == "".join(texts)
+    assert encode_documents(Letters(), ["", ""], 6, str(tmp_path)) == []
+
+
+def test_encode_documents_is_cached_by_texts_length_and_tokenizer(tmp_path, monkeypatch):
+    texts = ["abcdefghij", "klmn"]
+    first = encode_documents(Letters(), texts, 6, str(tmp_path))
+    calls = []
+    encode = Letters.encode
+    monkeypatch.setattr(Letters, "encode", lambda self, texts: calls.append(1) or encode(self, texts))
+    again = encode_documents(Letters(), texts, 6, str(tmp_path))
+    assert not calls and [row.tolist() for row in first] == [row.tolist() for row in again]
+    encode_documents(Letters(), texts, 7, str(tmp_path))
+    encode_documents(Letters(), texts[:1], 6, str(tmp_path))
+    monkeypatch.setattr(Letters, "fingerprint", "other")
+    encode_documents(Letters(), texts, 6, str(tmp_path))
+    assert len(calls) == 3
+
+
+def test_padded_training_sees_each_row_once_an_epoch_in_a_new_order():
+    rows = make_rows(50)
+    labels = np.arange(50, dtype=np.int32)
+    batches = take(training_batches(rows, 10, LENGTH, labels=labels, pack=False, seed=0, pad_id=PAD), 10)
+    for batch in batches:
+        check_types(batch, 10)
+        assert (batch["weight"] == 1).all() and batch["labels"].dtype == np.int32
+        assert documents(batch) == [tuple(rows[label]) for label in batch["labels"]]
+    order = np.concatenate([batch["labels"] for batch in batches])
+    first, second = order[:50], order[50:]
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert (first != second).any() and (first != np.arange(50)).any()
+
+
+def test_an_epoch_need_not_be_a_whole_number_of_batches():
+    labels = np.arange(25, dtype=np.float32)
+    batches = take(training_batches(make_rows(25), 10, LENGTH, labels=labels, pack=False, seed=0, pad_id=PAD), 5)
+    order = np.concatenate([batch["labels"] for batch in batches])
+    assert order.dtype == np.float32
+    assert sorted(order[:25]) == sorted(order[25:]) == list(range(25))
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_the_seed_decides_the_order(pack):
+    def tokens(seed):
+        batches = take(training_batches(make_rows(300), 8, LENGTH, pack=pack, seed=seed, pad_id=PAD), 12)
+        return np.stack([batch["token_ids"] for batch in batches])
+
+    first = tokens(0)
+    np.testing.assert_array_equal(first, tokens(0))
+    assert (first != tokens(1)).any()
+
+
+def test_packed_training_keeps_every_document_whole():
+    rows = make_rows(2000, low=2, high=9)
+    batches = take(training_batches(rows, 16, LENGTH, pack=True, seed=0, pad_id=PAD), 160)
+    known = {tuple(row) for row in rows}
+    found = [document for batch in batches for document in documents(batch)]
+    check_types(batches[0], 16)
+    assert max(batch["attention_mask"].max() for batch in batches) > 2  # several documents a row
+    assert set(found) == known  # after more than three epochs
+    half = [document for batch in batches[:32] for document in documents(batch)]  # 512 rows, less than an epoch
+    assert 1000 < len(half) == len(set(half)) < 2000
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_processes_share_the_rows_of_an_epoch(pack):
+    rows = make_rows(2005)
+    alone = take(training_batches(rows, 32, LENGTH, pack=pack, seed=3, pad_id=PAD), 40)
+    shared = [
+        take(training_batches(rows, 16, LENGTH, pack=pack, seed=3, pad_id=PAD, process_index=p, process_count=2), 40)
+        for p in range(2)
+    ]
+    first, second = ({document[0] for batch in part[:16] for document in documents(batch)} for part in shared)
+    assert len(first) > 250 and len(second) > 250 and not first & second  # 256 rows each, less than an epoch
+    if not pack:  # then the batch of all processes is the batch of one
+        for step, batch in enumerate(alone):
+            together = [document for part in shared for document in documents(part[step])]
+            assert sorted(together) == sorted(documents(batch))
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("steps", [0, 1, 7, 41])  # 41 batches are more than an epoch and more than one packing
+def test_resume_is_exact(pack, steps):
+    def make():
+        return training_batches(make_rows(400), 8, LENGTH, pack=pack, seed=5, pad_id=PAD)
+
+    straight = make()
+    for _ in range(steps):
+        next(straight)
+    state = json.loads(json.dumps(straight.get_state()))  # as a checkpoint keeps it
+    expected = take(straight, 20)
+    resumed = make()
+    next(resumed)  # a position of its own, which the state replaces
+    resumed.set_state(state)
+    for a, b in zip(expected, take(resumed, 20), strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_packing_the_news_corpus_leaves_less_than_three_percent_padding():
+    texts = load_splits(DataConfig(train="tfds:news_articles"), None).train.texts
+    tokenizer = train(texts, "bpe", 8192)
+    rows = encode_documents(tokenizer, texts, 128)
+    batches = take(training_batches(rows, 32, 128, pack=True, seed=0, pad_id=0), 58)[8:]
+    assert np.mean([(batch["attention_mask"] > 0).mean() for batch in batches]) > 0.97
+    padded = take(training_batches(rows, 32, 128, pack=False, seed=0, pad_id=0), 50)
+    assert np.mean([(batch["attention_mask"] > 0).mean() for batch in padded]) < 0.95  # what packing saves
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize(("count", "processes"), [(64, 1), (70, 1), (70, 3), (3, 2), (1, 4)])
+def test_evaluation_gives_each_row_once_and_every_process_as_many_batches(pack, count, processes):
+    rows = make_rows(count)
+    labels = None if pack else np.arange(count, dtype=np.int32)
+    parts = [
+        list(evaluation_batches(rows, 8, LENGTH, labels=labels, pack=pack, pad_id=PAD,
+                                process_index=p, process_count=processes))
+        for p in range(processes)
+    ]  # fmt: skip
+    assert len({len(part) for part in parts}) == 1
+    found = []
+    for step in range(len(parts[0])):
+        for part in parts:
+            batch = part[step]
+            check_types(batch, 8)
+            real = batch["weight"] == 1
+            assert (batch["weight"][~real] == 0).all() and (batch["attention_mask"][~real] == 0).all()
+            assert (batch["token_ids"][~real] == PAD).all()
+            assert (np.diff(real.astype(int)) <= 0).all()  # filler rows come last
+            found += documents(batch)
+            if labels is not None:
+                assert documents(batch) == [tuple(rows[label]) for label in batch["labels"][real]]
+    expected = [tuple(row) for row in rows]
+    assert (sorted(found) == sorted(expected)) if pack else (found == expected)
+
+
+def test_evaluation_of_nothing_yields_nothing():
+    assert list(evaluation_batches([], 8, LENGTH, pack=True, pad_id=PAD)) == []
+
+
+def test_errors():
+    rows = make_rows(10)
+    with pytest.raises(UserError, match=r"fill 10 rows, fewer than one batch of 12; .* train.batch_size of at most 10"):
+        training_batches(rows, 6, LENGTH, pack=False, seed=0, pad_id=PAD, process_count=2)
+    with pytest.raises(UserError, match=r"fill \d rows of 16 tokens when packed, fewer than one batch of 10"):
+        training_batches(rows, 10, LENGTH, pack=True, seed=0, pad_id=PAD)
+    with pytest.raises(UserError, match=r"a row has \d+ tokens, more than max_length=4"):
+        training_batches(rows, 2, 4, pack=False, seed=0, pad_id=PAD)
+    with pytest.raises(ValueError, match=r"9 labels, 10 rows, pack=False"):
+        training_batches(rows, 2, LENGTH, labels=np.zeros(9, np.int32), pack=False, seed=0, pad_id=PAD)
+    with pytest.raises(ValueError, match=r"pack=True"):
+        training_batches(rows, 2, LENGTH, labels=np.zeros(10, np.int32), pack=True, seed=0, pad_id=PAD)

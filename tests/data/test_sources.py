@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from lepton_jax.core.errors import UserError
+from lepton_jax.data.sources import Examples, load, numeric_labels, own_splits, split_spec
+
+
+class ToyReviews(tfds.core.GeneratorBasedBuilder):
+    """A set with one text feature that is not called text, and a test split that hides its labels, like GLUE's."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "sentence": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(names=["bad", "good"]),
+            "stars": tfds.features.Scalar(np.float64),
+            "place": tfds.features.Tensor(shape=(), dtype=np.str_),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(6, True), "test": self._generate_examples(2, False)}
+
+    def _generate_examples(self, count, labelled):
+        for row in range(count):
+            label = row % 2 if labelled else -1
+            yield row, {"sentence": f"sentence {row} é", "label": label, "stars": row + 0.5, "place": "here"}
+
+
+class UnreachableReviews(ToyReviews):
+    def _split_generators(self, dl_manager):
+        raise ConnectionError("no route to host\nand a second line")
+
+
+class TwoTexts(ToyReviews):
+    def _info(self):
+        features = {"first": tfds.features.Text(), "second": tfds.features.Text()}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _generate_examples(self, count, labelled):
+        yield 0, {"first": "a", "second": "b"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_text_documents_are_separated_by_blank_lines(tmp_path):
+    write(tmp_path, "a.txt", "\n\nfirst\nstill first\n\n \t\nsecond\r\n\r\nthird\n")
+    write(tmp_path, "b.txt", b"\xef\xbb\xbffourth")
+    assert load(f"text:{tmp_path}/a.txt", label=None).texts == ["first\nstill first", "second", "third"]
+    assert load(f"text:{tmp_path}/*.txt", label=None).texts[-1] == "fourth"
+    assert load(f"text:{tmp_path}/**/*.txt", label=None).labels is None
+
+
+def test_jsonl_keeps_values_and_counts_what_it_drops(tmp_path):
+    rows = [
+        {"body": " one\u2028line ", "stars": 4},
+        {"body": "two", "stars": 2.5, "more": []},
+        {"body": "three", "stars": True},
+        {"body": "  ", "stars": 1},
+        {"body": None, "stars": 1},
+        {"body": "six", "stars": None},
+        {"body": "seven"},
+        {"body": "八", "stars": "words"},
+    ]
+    path = write(tmp_path, "rows.jsonl", "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    examples = load(f"jsonl:{path}", text="body", label="stars")
+    assert examples.texts == ["one\u2028line", "two", "three", "八"]
+    assert examples.labels == ["4", "2.5", "true", "words"]
+    assert examples.dropped == {"no text": 2, "no label": 2}
+    assert len(load(f"jsonl:{path}", text="body", label=None)) == 6
+
+
+def test_csv_has_quotes_and_tsv_has_none(tmp_path):
+    csv_path = write(tmp_path, "a.csv", 'label,text\r\ngood,"two\nlines, ""quoted"""\r\n\r\n ,dropped\r\nbad,plain\r\n')
+    tsv_path = write(tmp_path, "a.tsv", 'text\tlabel\n"open quote\tgood\nplain, too\tbad\n')
+    examples = load(f"csv:{csv_path}")
+    assert (examples.texts, examples.labels) == (['two\nlines, "quoted"', "plain"], ["good", "bad"])
+    assert examples.dropped == {"no label": 1}
+    examples = load(f"tsv:{tsv_path}")
+    assert (examples.texts, examples.labels) == (['"open quote', "plain, too"], ["good", "bad"])
+
+
+def test_a_long_csv_field_is_read(tmp_path):
+    path = write(tmp_path, "a.csv", "text\n" + "x" * 200_000 + "\n")
+    assert len(load(f"csv:{path}", label=None).texts[0]) == 200_000
+
+
+def test_several_sources_are_joined_in_order_and_commas_in_paths_are_kept(tmp_path):
+    write(tmp_path, "a,b.txt", "one")
+    write(tmp_path, "c.txt", "two")
+    spec = f"text:{tmp_path}/a,b.txt, text:{tmp_path}/c.txt"
+    assert len(split_spec(spec)) == 2
+    assert load(spec, label=None).texts == ["one", "two"]
+
+
+GOOD = '{"text": "x", "label": 1}'
+BAD_FILES = {
+    "missing": ("jsonl:{dir}/no", {}, "{dir}/no: no such file, and no file matches it as a glob"),
+    "folder": ("csv:{dir}", {}, "csv:{dir}: is a folder; write {dir}/* for the files in it"),
+    "kind": ("json:{dir}/a", {"a": ""}, 'unknown kind of source, did you mean "jsonl"?'),
+    "no kind": ("words", {}, "'words': unknown kind of source"),
+    "not UTF-8": ("csv:{dir}/a", {"a": b"ok\ncaf\xe9 au lait"}, "{dir}/a:2: byte 0xe9 at offset 6 is not UTF-8"),
+    "not UTF-8, marked": ("csv:{dir}/a", {"a": b"\xef\xbb\xbfa\n\xff"}, "{dir}/a:2: byte 0xff at offset 5"),
+    "labels of text": ("text:{dir}/a", {"a": "words"}, "text:{dir}/a: plain text has no labels"),
+    "JSON": ("jsonl:{dir}/a", {"a": GOOD + '\n{"text": '}, "{dir}/a:2: not valid JSON (Expecting value"),
+    "JSON list": ("jsonl:{dir}/a", {"a": "[1]"}, "{dir}/a:1: must be a JSON object such as"),
+    "JSON value": ("jsonl:{dir}/a", {"a": '{"text": ["x"], "label": 1}'}, "{dir}/a:1: 'text' must be a string"),
+    "surrogate": ("jsonl:{dir}/a", {"a": '{"text": "\\ud800", "label": 1}'}, "{dir}/a:1: 'text' holds half of a"),
+    "JSON label": (
+        "jsonl:{dir}/a",
+        {"a": '{"text": "x", "stars": 1}'},
+        "a:1: no column 'label'; set data.label to one of",
+    ),
+    "JSON text": (
+        "jsonl:{dir}/a",
+        {"a": GOOD + '\n{"label": 1}'},
+        "{dir}/a:2: no column 'text'; set data.text to one of",
+    ),
+    "CSV column": (
+        "csv:{dir}/a",
+        {"a": "text,n\nx,1\n"},
+        "{dir}/a:1: no column 'label'; set data.label to one of 'text', 'n'",
+    ),
+    "CSV fields": ("csv:{dir}/a", {"a": "text,label\nx,1\nx,y,1\n"}, "{dir}/a:3: 3 fields, but the first line names 2"),
+    "CSV quote": ("csv:{dir}/a", {"a": 'text,label\n"x" y,1\n'}, "{dir}/a:2: not valid CSV"),
+    "empty": ("csv:{dir}/a", {"a": ""}, "csv:{dir}/a: holds no labelled text"),
+    "unusable": (
+        "csv:{dir}/a",
+        {"a": "text,label\n,1\nx,\n"},
+        "csv:{dir}/a: holds no labelled text, 1 rows with no text, 1 rows with no label",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files_are_one_clear_line(case, tmp_path):
+    spec, files, message = BAD_FILES[case]
+    for name, content in files.items():
+        write(tmp_path, name, content)
+    with pytest.raises(UserError, match=re.escape(message.format(dir=tmp_path))) as caught:
+        load(spec.format(dir=tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_may_be_empty(tmp_path):
+    path = write(tmp_path, "a.csv", "text,label\nwords,\n")
+    examples = load(f"csv:{path}", may_be_empty=True)
+    assert len(examples) == 0 and examples.dropped == {"no label": 1}
+
+
+def test_numeric_labels():
+    assert numeric_labels(Examples(["a", "b"], ["1", "-2.5e0"])) == [1.0, -2.5]
+    for label in ("good", "nan", "inf", ""):
+        with pytest.raises(UserError, match=f"label '{label}' of the text 'b': regression needs a finite number"):
+            numeric_labels(Examples(["a", "b"], ["1", label]))
+
+
+def test_tfds_set_with_another_text_column_and_hidden_labels(cache):
+    examples = load("tfds:toy_reviews", cache=cache)
+    assert sorted(zip(examples.texts, examples.labels or (), strict=True))[:2] == [
+        ("sentence 0 é", "bad"),
+        ("sentence 1 é", "good"),
+    ]
+    assert len(load("tfds:toy_reviews:train[:50%]", cache=cache)) == 3
+    assert load("tfds:toy_reviews:1.0.0:train+test", cache=cache).dropped == {"no label": 2}
+    assert len(load("tfds:toy_reviews:train+test", label=None, cache=cache)) == 8
+    assert sorted(load("tfds:toy_reviews", label="stars", cache=cache).labels or ())[0] == "0.5"
+    assert set(load("tfds:toy_reviews", label="place", cache=cache).labels or ()) == {"here"}
+    assert own_splits("tfds:toy_reviews", cache) == ["train", "test"]
+    assert own_splits("tfds:toy_reviews:train", cache) == own_splits("text:a", cache) == []
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("spec", "columns", "message"),
+    [
+        ("tfds:toy_reviewz", {}, "tfds:toy_reviewz: unknown TFDS set; did you mean 'toy_reviews'?"),
+        (
+            "tfds:qqqqq",
+            {},
+            "tfds:qqqqq: unknown TFDS set; known besides TFDS's own: chinese_sentiment, movie_sentiment",
+        ),
+        ("tfds:glue/sst3", {}, "tfds:glue/sst3: BuilderConfig sst3 not found"),
+        (
+            "tfds:toy_reviews:9.0.0:train",
+            {},
+            "tfds:toy_reviews:9.0.0: Dataset toy_reviews cannot be loaded at version 9",
+        ),
+        ("tfds:toy_reviews:dev", {}, "tfds:toy_reviews: no split 'dev'; it has train, test"),
+        ("tfds:toy_reviews:train[:10", {}, "tfds:toy_reviews: no split 'train[:10'"),
+        ("tfds::train", {}, "tfds::train: must be tfds:NAME or tfds:NAME:SPLIT"),
+        ("tfds:toy_reviews", {"label": "grade"}, "no column 'grade'; set data.label to one of 'sentence', 'label'"),
+        ("tfds:toy_reviews", {"text": "stars"}, "the column 'stars' is no text; text columns: 'sentence'"),
+        ("tfds:two_texts", {"label": None}, "no column 'text'; set data.text to one of 'first', 'second'"),
+        ("tfds:unreachable_reviews", {}, "cannot be prepared here (ConnectionError: no route to host)"),
+    ],
+)
+def test_bad_tfds_specs_are_one_clear_line(spec, columns, message, cache):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        load(spec, cache=cache, **columns)
+    assert "\n" not in str(caught.value)

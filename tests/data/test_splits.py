@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from lepton_jax.config import DataConfig
+from lepton_jax.core.errors import UserError
+from lepton_jax.data.identity import normalise
+from lepton_jax.data.splits import load_splits
+
+
+def jsonl(path, rows) -> str:
+    path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+    return f"jsonl:{path}"
+
+
+def rows(count, start=0):
+    return [(f"text number {row}", ("bad", "good")[row % 2]) for row in range(start, start + count)]
+
+
+@pytest.fixture
+def train(tmp_path) -> str:
+    return jsonl(tmp_path / "train.jsonl", rows(1000))
+
+
+def parts(splits):
+    return {"train": splits.train, "validation": splits.validation, "test": splits.test}
+
+
+def assert_disjoint(splits):
+    sets = [set(map(normalise, part.texts)) for part in parts(splits).values()]
+    for a, b in itertools.combinations(sets, 2):
+        assert not a & b
+
+
+def test_shares_are_a_function_of_text_and_seed(train, tmp_path):
+    config = DataConfig(train=train, validation_share=0.1, test_share=0.2)
+    splits = load_splits(config, "classes")
+    assert_disjoint(splits)
+    assert sum(map(len, parts(splits).values())) == 1000
+    assert 70 < len(splits.validation) < 130 and 160 < len(splits.test) < 240
+    shuffled = rows(1000)
+    random.Random(0).shuffle(shuffled)
+    other = load_splits(
+        DataConfig(train=jsonl(tmp_path / "s.jsonl", shuffled), validation_share=0.1, test_share=0.2), "classes"
+    )
+    assert splits.test.texts != other.test.texts
+    for name, part in parts(splits).items():
+        assert set(part.texts) == set(parts(other)[name].texts)
+    reseeded = load_splits(DataConfig(train=train, validation_share=0.1, test_share=0.2, split_seed=1), "classes")
+    assert set(reseeded.test.texts) != set(splits.test.texts)
+
+
+def test_cleaning_is_counted_and_no_text_is_shared(tmp_path):
+    train = jsonl(
+        tmp_path / "train.jsonl",
+        [
+            *rows(20),
+            ("TEXT  number 0", "bad"),
+            ("text number 1", "bad"),
+            ("in test", "good"),
+            ("in validation", "good"),
+            ("", "good"),
+        ],
+    )
+    validation = jsonl(
+        tmp_path / "validation.jsonl", [("In validation", "good"), ("IN TEST", "bad"), ("in test", "bad")]
+    )
+    test = jsonl(tmp_path / "test.jsonl", [("in\ttest", "bad"), ("in test", "bad")])
+    splits = load_splits(DataConfig(train=train, validation=validation, test=test), "classes")
+    assert_disjoint(splits)
+    assert splits.test.texts == ["in\ttest"]
+    assert splits.validation.texts == ["In validation"]
+    assert splits.train.texts == ["text number 0", *(text for text, _ in rows(18, start=2))]
+    assert splits.report == {
+        "sources": {
+            validation: {"read": 3, "dropped": {}},
+            test: {"read": 2, "dropped": {}},
+            train: {"read": 25, "dropped": {"no text": 1}},
+        },
+        "train": {"duplicates": 1, "conflicting": 2, "overlap": 2, "examples": 19},
+        "validation": {"duplicates": 0, "conflicting": 0, "overlap": 2, "examples": 1},
+        "test": {"duplicates": 1, "conflicting": 0, "overlap": 0, "examples": 1},
+    }
+    assert json.loads(json.dumps(splits.report)) == splits.report
+
+
+def test_texts_without_labels_have_no_conflicts(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n\nOne\n")
+    splits = load_splits(DataConfig(train=f"text:{tmp_path}/a.txt", validation_share=0), None)
+    assert splits.train.texts == ["one", "two"] and splits.train.labels is None
+    assert splits.report["train"] == {"duplicates": 1, "conflicting": 0, "overlap": 0, "examples": 2}
+    assert len(splits.validation) == len(splits.test) == 0
+
+
+def test_numbers_are_compared_as_numbers(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [("a", "1"), ("a", 1.0), ("b", 1), ("b", 2), ("c", "-3e-1")])
+    splits = load_splits(DataConfig(train=path, validation_share=0), "numbers")
+    assert (splits.train.texts, splits.train.labels) == (["a", "c"], ["1.0", "-0.3"])
+    assert splits.report["train"]["conflicting"] == 2
+
+
+def test_a_tfds_source_brings_its_own_splits_unless_it_names_one():
+    own = load_splits(DataConfig(train="tfds:movie_sentiment"), "classes")
+    assert len(own.validation) == 548 and len(own.test) == 1594
+    named = load_splits(DataConfig(train="tfds:movie_sentiment:test"), "classes")
+    assert len(named.test) == 0 and set(named.train.texts) | set(named.validation.texts) == set(own.test.texts)
+
+
+def test_the_rules_hold_for_each_source_of_several(train):
+    splits = load_splits(DataConfig(train=f"tfds:movie_sentiment,{train}", label="label", test_share=0.1), None)
+    made = [sum(text.startswith("text number") for text in part.texts) for part in parts(splits).values()]
+    assert sum(made) == 1000 and 70 < made[2] < 130
+    assert len(splits.test) == 1594 + made[2] and len(splits.validation) == 548 + made[1]
+
+
+def test_max_examples_are_nested_balanced_and_seeded(tmp_path):
+    unbalanced = [(f"text {row}", "rare" if row % 20 == 0 else "common") for row in range(1000)]
+    path = jsonl(tmp_path / "a.jsonl", unbalanced)
+
+    def chosen(size, seed=0):
+        return load_splits(DataConfig(train=path, max_examples=size, split_seed=seed), "classes")
+
+    small, large, everything = chosen(16), chosen(64), chosen(0)
+    assert len(small.train) == 16 and len(large.train) == 64 < len(everything.train)
+    assert set(small.train.texts) < set(large.train.texts) < set(everything.train.texts)
+    assert set(Counter(small.train.labels).values()) == {8}
+    assert small.validation.texts == everything.validation.texts
+    assert set(chosen(16, seed=1).train.texts) != set(small.train.texts)
+    assert len(chosen(10_000).train) == len(everything.train)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "labelled", "changes", "message"),
+    [
+        (
+            [("a", "x"), ("b", "x")],
+            None,
+            "classes",
+            {},
+            "every label in the column 'label' is 'x'; classification needs",
+        ),
+        (
+            rows(9),
+            [("v", "Good")],
+            "classes",
+            {},
+            "data.validation: 1 rows have the label 'Good', which no training example",
+        ),
+        (rows(2), None, "classes", {}, "data.validation: no example is left (0 read"),
+        (
+            rows(9),
+            rows(9),
+            "classes",
+            {},
+            "data.train: no example is left (9 read, 0 duplicates, 0 conflicting, 9 overlap)",
+        ),
+        (rows(9), None, "numbers", {}, "label 'bad' of the text 'text number 0': regression needs a finite number"),
+        (rows(9), None, None, {"text": "body"}, "no column 'body'; set data.text to one of 'text', 'label'"),
+    ],
+)
+def test_errors(train, validation, labelled, changes, message, tmp_path):
+    fields: dict[str, Any] = {"train": jsonl(tmp_path / "train.jsonl", train)}
+    if validation is not None:
+        fields["validation"] = jsonl(tmp_path / "validation.jsonl", validation)
+    elif "no example" not in message:
+        fields["validation_share"] = 0.0
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        load_splits(DataConfig(**fields, **changes), labelled)
+    assert "\n" not in str(caught.value)

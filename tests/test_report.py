@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import base64
+import html.parser
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rich.console
+
+from lepton_jax import config, workdir
+from lepton_jax.core.errors import UserError
+from lepton_jax.report import summary_table, write_report
+from lepton_jax.train.logging import MetricsLogger
+
+SUMMARY = {
+    "pretrain.loss_first": 9.01234,
+    "pretrain.tokens_per_second": 18234.2,
+    "pretrain.parameters": 1234567,
+    "finetune.accuracy": 0.7654,
+    "finetune.evaluated_on": "test",
+    "finetune.data": {"train": {"duplicate_texts": 12}},
+    "int8.size_ratio": 3.891,
+    "wall_seconds": 287.12,
+    "finetune.f1": None,
+}
+
+
+class Page(html.parser.HTMLParser):
+    """Collects the text, the cells of each table row and the links of a page, and checks that its tags match."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.words, self.rows, self.links, self.open = [], [], [], []
+        self.feed(source)
+        assert not self.open
+        self.text = " ".join(self.words)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+        if "tr" in self.open and self.open[-1] in ("td", "th", "code"):
+            self.rows[-1][-1] += data
+
+
+def make_run(folder: Path, predictions: list[dict[str, Any]] = (), **fields: Any) -> Path:  # type: ignore[assignment]
+    tree = config.default_config("finetune")
+    tree.update({"task": {"name": "classification"}, "data": {"train": "jsonl:train.jsonl"}} | fields)
+    workdir.claim(folder, config.resolve(tree))
+    with MetricsLogger(folder, 4, 100, quiet=True) as logger:
+        for step in range(1, 5):
+            logger.log(step, {"loss": 1 / step, "learning_rate": 0.1 * step})
+        logger.log(4, {"loss": 0.5, "accuracy": 0.875}, prefix="validation")
+    with open(folder / "predictions.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in predictions)
+    return folder
+
+
+def line(text: str, label: Any, prediction: Any, score: float = 0.9) -> dict[str, Any]:
+    return {"text": text, "label": label, "prediction": prediction, "score": score}
+
+
+def page(tmp_path: Path, runs: dict[str, Path], summary: dict[str, Any] | None = None) -> Page:
+    write_report(tmp_path / "report.html", runs, SUMMARY if summary is None else summary)
+    return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+
+
+def test_a_page_needs_nothing_but_itself(tmp_path: Path) -> None:
+    found = page(tmp_path, {"pretrain": make_run(tmp_path / "a"), "finetune": make_run(tmp_path / "b")})
+    assert len(found.links) == 4 and all(link.startswith("data:image/svg+xml;base64,") for link in found.links)
+    source = (tmp_path / "report.html").read_text()
+    assert not re.search(r"(?i)<script|<link|@import|url\(", source)
+    drawn = base64.b64decode(found.links[0].partition(",")[2]).decode()
+    assert drawn.lstrip().startswith("<?xml") and "</svg>" in drawn
+
+
+def test_the_loss_curves_show_what_was_logged(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    loss, rate = page(tmp_path, {"a": run}).links
+    assert page(tmp_path, {"a": run}).links == [loss, rate]
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "validation/loss": 0.1}\n')
+    other_loss, same_rate = page(tmp_path, {"a": run}).links
+    assert other_loss != loss and same_rate == rate
+
+
+def test_summary_and_last_metrics_are_shown(tmp_path: Path) -> None:
+    rows = page(tmp_path, {"finetune": make_run(tmp_path / "a")}).rows
+    assert ["accuracy", "76.5%"] in rows and ["size ratio", "3.89x"] in rows and ["wall seconds", "287.1 s"] in rows
+    assert ["finetune.data.train.duplicate_texts", "12"] in rows
+    assert ["validation accuracy", "87.5%"] in rows
+
+
+def test_a_confusion_matrix_counts_labels_by_predictions(tmp_path: Path) -> None:
+    predictions = [*[line("t", "bad", "bad")] * 5, *[line("t", "bad", "good")] * 3, *[line("t", "good", "good")] * 8]
+    rows = page(tmp_path, {"finetune": make_run(tmp_path / "a", predictions)}).rows
+    at = rows.index(["", "bad", "good", "recall"])
+    assert rows[at + 1 : at + 3] == [["bad", "5", "3", "62.5%"], ["good", "0", "8", "100.0%"]]
+
+
+def test_many_labels_are_cut_to_the_frequent_ones(tmp_path: Path) -> None:
+    predictions = [line("t", f"class {n:02d}", f"class {n:02d}") for n in range(30) for _ in range(n + 1)]
+    found = page(tmp_path, {"finetune": make_run(tmp_path / "a", predictions)})
+    assert "The 20 most frequent of 30 labels." in found.text
+    (header,) = [row for row in found.rows if row[-1] == "recall"]
+    assert header == ["", *[f"class {n:02d}" for n in range(10, 30)], "recall"]
+
+
+def test_mistakes_come_most_confident_first(tmp_path: Path) -> None:
+    predictions = [line(f"right {n}", "a", "a") for n in range(20)]
+    predictions += [line(f"wrong {n}", "a", "b", score=n / 20) for n in range(12)]
+    rows = page(tmp_path, {"finetune": make_run(tmp_path / "a", predictions)}).rows
+    texts = [row[0] for row in rows if row[0].startswith(("right", "wrong"))]
+    assert texts == [*[f"wrong {n}" for n in range(11, 3, -1)], *[f"right {n}" for n in range(8)]]
+    assert ["wrong 11", "a", "b", "0.550"] in rows
+
+
+def test_texts_and_labels_are_escaped_and_chinese_is_kept(tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script> & \"quotes\""
+    predictions = [
+        line(evil, "<b>", "好评"),
+        line("这部电影很好看", "好评", "好评"),
+        line("long " * 200, "好评", "<b>"),
+    ]
+    run = make_run(tmp_path / "a", predictions)
+    found = page(tmp_path, {"<i>title</i>": run}, {"<u>x</u>.accuracy": 0.5, "note": "<s>"})
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not re.search("<script|<b>|<i>|<u>|<s>", source)
+    assert evil in found.text and "<i>title</i>" in found.text and "<u>x</u>" in found.text
+    assert [row for row in found.rows if row[:2] == ["这部电影很好看", "好评"]]
+    assert not [row for row in found.rows if len(row[0]) > 250]
+
+
+def test_numbers_get_a_scatter_plot_and_their_largest_errors(tmp_path: Path) -> None:
+    predictions = [line(f"text {n}", float(n), 10.5, score=0.0) for n in range(12)]
+    for prediction in predictions:
+        del prediction["score"]
+    found = page(tmp_path, {"finetune": make_run(tmp_path / "a", predictions)})
+    assert len(found.links) == 3 and "recall" not in found.text
+    texts = [row[0] for row in found.rows if row[0].startswith("text ")]
+    assert texts[:8] == [f"text {n}" for n in range(8)] and set(texts[8:10]) == {"text 10", "text 11"}
+
+
+def test_config_differences_and_what_it_ran_with(tmp_path: Path) -> None:
+    rows = page(tmp_path, {"finetune": make_run(tmp_path / "a", train={"seed": 7})}).rows
+    assert ["train.seed", "7", "0"] in rows and ["task.name", "classification", "masked_lm"] in rows
+    assert not [row for row in rows if row[0] == "train.steps"]
+    record = workdir.read_json(tmp_path / "a" / "config.json")
+    cells = {row[0]: row[1] for row in rows if len(row) == 2}
+    assert f"jax {record['versions']['jax']}" in cells["versions"] and "cpu" in cells["devices"]
+    assert {"git revision", "command"} <= cells.keys()
+
+
+def test_a_run_without_metrics_or_predictions_still_has_its_section(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    (run / "metrics.jsonl").unlink()
+    (run / "predictions.jsonl").unlink()
+    assert "No metrics were logged." in page(tmp_path, {"finetune": run}, {}).text
+
+
+def test_a_damaged_run_is_named_and_an_old_page_stays(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    before = page(tmp_path, {"finetune": run}).text
+    (run / "config.json").unlink()
+    with pytest.raises(UserError, match=r"a/config\.json: cannot be read"):
+        write_report(tmp_path / "report.html", {"finetune": run}, SUMMARY)
+    assert Page((tmp_path / "report.html").read_text(encoding="utf-8")).text == before
+
+
+def test_the_table_in_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    rich.console.Console(width=100, force_terminal=False).print(summary_table(SUMMARY | {"[bold]x.note": "[/red]"}))
+    shown = [" ".join(text.split()) for text in capsys.readouterr().out.splitlines() if text.strip()]
+    assert shown[3:] == [
+        "pretrain loss first 9.012",
+        "tokens per second 18,234",
+        "parameters 1,234,567",
+        "finetune accuracy 76.5%",
+        "evaluated on test",
+        "f1 -",
+        "int8 size ratio 3.89x",
+        "[bold]x note [/red]",
+        "run wall seconds 287.1 s",
+    ]
