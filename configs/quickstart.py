@@ -10,8 +10,8 @@ def get_config(arg: str = ""):
     pretrain.data.validation = "tfds:movie_sentiment:validation"
     pretrain.data.max_length = 64
     pretrain.data.tokenizer_size = 8000
-    pretrain.model.update({"hidden_size": 128, "num_layers": 4, "num_heads": 4, "intermediate_size": 512, "max_positions": 64, "unroll": 0})
-    pretrain.train.update({"steps": 600, "batch_size": 64, "learning_rate": 2e-3})
+    pretrain.model.update({"hidden_size": 128, "num_layers": 2, "num_heads": 4, "intermediate_size": 512, "max_positions": 64, "unroll": 0})
+    pretrain.train.update({"steps": 1000, "batch_size": 64, "learning_rate": 2e-3})
     pretrain.optim.warmup_steps = 50
     pretrain.evaluate.every = 200
     finetune.data.train = "tfds:movie_sentiment"
@@ -22,8 +22,8 @@ def get_config(arg: str = ""):
     finetune.train.update({"steps": 300, "batch_size": 64, "learning_rate": 5e-4})
     finetune.optim.warmup_steps = 30
     finetune.model.dropout = 0.1
-    finetune.evaluate.every = 100
-    finetune.checkpoint.every = 100
+    finetune.evaluate.every = 50
+    finetune.checkpoint.every = 50
     finetune.checkpoint.best = "accuracy"
     finetune.checkpoint.best_mode = "max"
     finetune.compress.method = "int8"

@@ -56,12 +56,15 @@ def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # the libraries below narrate every file they write
     try:
         config = resolve(CONFIG.value)
+        from rich.console import Console
+
         from lepton_jax import report, stages  # after the config is known to be right: these load JAX
 
         summary = stages.run(config, WORKDIR.value)
     except UserError as error:
         _fail(error)
-    report.print_summary(summary)
+    Console().print(report.summary_table(summary))
+    print(f"more in {WORKDIR.value}/report.html")
 
 
 def _fail(error: Exception) -> None:

@@ -16,14 +16,15 @@ from jax.sharding import Mesh
 
 from lepton_jax import hub, infer, report, workdir
 from lepton_jax.compress import quantize_int8
-from lepton_jax.config import Config, ModelConfig, QuickstartConfig, runs
+from lepton_jax.config import CompressConfig, Config, InferConfig, ModelConfig, QuickstartConfig, runs
 from lepton_jax.core import sharding, trees
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import batches, splits, tokenizers
+from lepton_jax.data.cache import cache_folder
 from lepton_jax.data.sources import Examples
 from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.infer.metrics import classification_metrics, regression_metrics
-from lepton_jax.infer.predictor import Predictor, speedup
+from lepton_jax.infer.predictor import Prediction, Predictor, speedup
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import make_task
 from lepton_jax.train.logging import read_metrics
@@ -50,6 +51,7 @@ def run(config: Config | QuickstartConfig, folder: str | Path) -> Summary:
         check_batch(each, mesh, where)
         meshes.append(mesh)
     workdir.claim(folder, config)
+    _keep_compiled(runs(config)[0][1].data.cache)
     if (folder / "summary.json").exists():
         return workdir.read_json(folder / "summary.json")
     start = time.perf_counter()
@@ -75,7 +77,9 @@ def quickstart(config: QuickstartConfig, folder: Path) -> tuple[Summary, dict[st
     configs = {
         "pretrain": config.pretrain,
         "finetune": dataclasses.replace(config.finetune, model=dataclasses.replace(model, init=pretrained)),
-        "from_scratch": dataclasses.replace(config.finetune, data=dataclasses.replace(data, tokenizer=pretrained)),
+        "from_scratch": dataclasses.replace(
+            config.finetune, data=dataclasses.replace(data, tokenizer=pretrained), compress=CompressConfig(), infer=InferConfig()
+        ),
     }
     parts = {name: run(each, folder / name) for name, each in configs.items()}
     scratch = {name: parts["from_scratch"][f"finetune.{name}"] for name in ("accuracy", "f1")}
@@ -129,18 +133,21 @@ def finetune(config: Config, folder: Path, mesh: Mesh) -> Summary:
     held_out = "test" if len(data.test) else "validation"
     examples = getattr(data, held_out)
     predictor = Predictor(bundle, "float32", config.infer)
+    predictions = predictor(examples.texts)
     summary = {"finetune.evaluated_on": held_out, "finetune.data": data.report}
-    summary |= {f"finetune.{name}": value for name, value in _measure(predictor, examples).items()}
+    summary |= {f"finetune.{name}": value for name, value in _measure(predictions, examples, labels).items()}
     if labels:
         majority = Counter(data.train.labels).most_common(1)[0][0]
         summary["finetune.majority_accuracy"] = (examples.labels or []).count(majority) / len(examples)
     if config.compress.method == "int8":
-        int8, figures = _compress(config, folder / "int8", predictor, examples)
+        int8 = _compress(config, folder / "int8", bundle)
+        figures, predictions = _compare(predictor, predictions, int8, examples)
         summary |= {f"int8.{name}": value for name, value in figures.items()}
         predictor = int8
-    _write_predictions(folder / "predictions.jsonl", predictor, examples)
+    _write_predictions(folder / "predictions.jsonl", predictions, examples)
     if config.infer.texts:
-        _write_predictions(folder / "examples.jsonl", predictor, Examples(list(config.infer.texts)))
+        shown = Examples(list(config.infer.texts))
+        _write_predictions(folder / "examples.jsonl", predictor(shown.texts), shown)
     return summary
 
 
@@ -221,37 +228,48 @@ def _targets(examples: Examples, labels: tuple[str, ...]) -> np.ndarray:
     return np.asarray([numbers[label] for label in examples.labels or ()], np.int32)
 
 
-def _measure(predictor: Predictor, examples: Examples) -> dict[str, float]:
-    predictions = predictor(examples.texts)
-    if predictor.card.labels:
-        predicted = [prediction["label"] for prediction in predictions]
-        return classification_metrics(examples.labels or (), predicted, predictor.card.labels)
-    return regression_metrics(_targets(examples, ()).tolist(), [prediction["score"] for prediction in predictions])
+def _measure(predictions: list[Prediction], examples: Examples, labels: tuple[str, ...]) -> dict[str, float]:
+    if labels:
+        return classification_metrics(examples.labels or (), [out["label"] for out in predictions], labels)
+    return regression_metrics(_targets(examples, ()).tolist(), [out["score"] for out in predictions])
 
 
-def _compress(
-    config: Config, folder: Path, predictor: Predictor, examples: Examples
-) -> tuple[Predictor, dict[str, float]]:
-    """Writes the int8 model of a float predictor into a folder, and returns it loaded from there, and its figures."""
-    bundle = predictor.bundle
+def _compress(config: Config, folder: Path, bundle: hub.Bundle) -> Predictor:
+    """Writes the int8 model of a float bundle into a folder, and returns the predictor that it loads as."""
     card = dataclasses.replace(bundle.card, weights="int8", keep_float=config.compress.keep_float)
-    hub.write(folder, dataclasses.replace(bundle, params=quantize_int8(bundle.params, card.keep_float), card=card))
-    int8 = infer.load(folder, "int8", config.infer)
-    figures = _measure(int8, examples)
-    if card.labels:
-        same = predictor.scores(examples.texts).argmax(-1) == int8.scores(examples.texts).argmax(-1)
-        figures["agreement"] = float(np.mean(same))
+    if not (folder / "params").exists():  # a run that was killed just after this does not write it again
+        hub.write(folder, dataclasses.replace(bundle, params=quantize_int8(bundle.params, card.keep_float), card=card))
+    return infer.load(folder, "int8", config.infer)
+
+
+def _compare(
+    predictor: Predictor, predictions: list[Prediction], int8: Predictor, examples: Examples
+) -> tuple[dict[str, float], list[Prediction]]:
+    """Returns the figures of an int8 predictor beside its float original, and its predictions."""
+    outputs = int8(examples.texts)
+    figures = _measure(outputs, examples, int8.card.labels)
+    if int8.card.labels:
+        pairs = zip(predictions, outputs, strict=True)
+        figures["agreement"] = float(np.mean([one["label"] == other["label"] for one, other in pairs]))
     figures["size_ratio"] = trees.num_bytes(predictor.params) / trees.num_bytes(int8.params)
     figures["speedup"] = speedup(predictor, int8, examples.texts)
-    return int8, figures
+    return figures, outputs
 
 
-def _write_predictions(path: Path, predictor: Predictor, examples: Examples) -> None:
+def _write_predictions(path: Path, predictions: list[Prediction], examples: Examples) -> None:
     """Writes one JSON line a text: text, label where known, prediction, score."""
     lines = []
     labels: list[Any] = list(examples.labels) if examples.labels else [None] * len(examples)
-    for text, label, out in zip(examples.texts, labels, predictor(examples.texts), strict=True):
+    for text, label, out in zip(examples.texts, labels, predictions, strict=True):
         prediction = out.get("label", out["score"])
-        known = {} if label is None else {"label": label if predictor.card.labels else float(label)}
+        known = {} if label is None else {"label": label if "label" in out else float(label)}
         lines.append(json.dumps({"text": text, **known, "prediction": prediction, "score": out["score"]}, ensure_ascii=False))
     workdir.replace_file(path, "".join(f"{line}\n" for line in lines))
+
+
+def _keep_compiled(cache: str) -> None:
+    """Turns JAX's persistent compilation cache on, unless the environment or the caller has chosen one."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder(cache) / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -251,24 +251,24 @@ def _open_tfds(name: str, cache: str) -> Any:
     folder = cache_folder(cache) / "tfds"
     own = {cls.name for cls in vars(builders).values() if isinstance(cls, type)}
     base = re.split("[/:]", name)[0]
-    try:
-        options: dict[str, Any] = {"cache": cache} if base in own else {}
-        builder = tfds.builder(name, data_dir=str(folder), file_format="array_record", **options)
-    except tfds.core.DatasetNotFoundError as error:
-        close = difflib.get_close_matches(base, tfds.list_builders(with_community_datasets=False), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known besides TFDS's own: {', '.join(sorted(own))}"
-        raise UserError(f"tfds:{name}: unknown TFDS set; {hint}") from error
-    except (ValueError, AssertionError) as error:  # a configuration or a version that the set does not have
-        reason = str(error).rpartition('}": ')[2].strip()  # after what TFDS says about its own arguments
-        raise UserError(f"tfds:{name}: {' '.join(reason.split())}") from error
-    try:
-        with locked(folder):
+    options: dict[str, Any] = {"cache": cache} if base in own else {}
+    with locked(folder):  # around both: a builder looks for prepared files when it is made
+        try:
+            builder = tfds.builder(name, data_dir=str(folder), file_format="array_record", **options)
+        except tfds.core.DatasetNotFoundError as error:
+            close = difflib.get_close_matches(base, tfds.list_builders(with_community_datasets=False), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known besides TFDS's own: {', '.join(sorted(own))}"
+            raise UserError(f"tfds:{name}: unknown TFDS set; {hint}") from error
+        except (ValueError, AssertionError) as error:  # a configuration or a version that the set does not have
+            reason = str(error).rpartition('}": ')[2].strip()  # after what TFDS says about its own arguments
+            raise UserError(f"tfds:{name}: {' '.join(reason.split())}") from error
+        try:
             builder.download_and_prepare()
-    except UserError:
-        raise
-    except Exception as error:  # whatever a set's own downloading and parsing code may raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"tfds:{name}: cannot be prepared here ({type(error).__name__}: {reason})") from error
+        except UserError:
+            raise
+        except Exception as error:  # whatever a set's own downloading and parsing code may raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"tfds:{name}: cannot be prepared here ({type(error).__name__}: {reason})") from error
     return builder
 
 

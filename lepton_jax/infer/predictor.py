@@ -21,6 +21,7 @@ from lepton_jax.data.batches import encode_examples
 from lepton_jax.models.transformer import Transformer
 
 Precision = Literal["float32", "bfloat16", "int8"]
+Prediction = dict[str, Any]  # of a classifier: label, score, scores; of a regressor: score
 
 
 def load(folder: str | Path, precision: Precision = "float32", config: InferConfig | None = None) -> Predictor:
@@ -65,7 +66,7 @@ class Predictor:
         self.params = convert(bundle, precision)
         self.forward: Callable[..., jax.Array] = jax.jit(partial(forward, self.model, self.card))
 
-    def __call__(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+    def __call__(self, texts: Sequence[str]) -> list[Prediction]:
         """Returns one dict a text, in order.
 
         A classifier gives `{"label": str, "score": float, "scores": {label: float}}`, a regressor

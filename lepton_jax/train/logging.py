@@ -35,28 +35,24 @@ class MetricsLogger:
     first one writes and prints.
     """
 
-    def __init__(
-        self, workdir: Path, total_steps: int, tokens_per_step: int, start: int = 0, quiet: bool = False
-    ) -> None:
+    def __init__(self, workdir: Path, total_steps: int, start: int = 0, quiet: bool = False) -> None:
         """Describes the run; files are opened on entering.
 
         Args:
           workdir: the run's folder.
           total_steps: the step at which training ends.
-          tokens_per_step: tokens that one step sees on all devices together, padding not counted.
           start: the step that training resumes from. What an earlier process recorded beyond it will be
             recorded again, so it is cut off: no step appears twice.
           quiet: prints nothing.
         """
         self._workdir = workdir
         self._total_steps = total_steps
-        self._tokens_per_step = tokens_per_step
         self._start = start
         self._writes = jax.process_index() == 0
         self._prints = self._writes and not quiet
-        self._clock: tuple[int, float] | None = None  # step and time of the last training log
+        self._clock: tuple[int, int, float] | None = None  # step, tokens and time of the last training log
         self._paused = 0.0  # seconds since then that were not training
-        self._counted_steps, self._counted_seconds = 0, 0.0
+        self._counted_steps, self._counted_tokens, self._counted_seconds = 0, 0, 0.0
         self._last_line = -_PLAIN_LINE_SECONDS
         self._bar: rich.progress.Progress | None = None
 
@@ -90,7 +86,7 @@ class MetricsLogger:
             self._file.close()
             self._board.close()
 
-    def log(self, step: int, metrics: Mapping[str, Any], prefix: str = "train") -> None:
+    def log(self, step: int, metrics: Mapping[str, Any], tokens: int = 0, prefix: str = "train") -> None:
         """Records the metrics of a step.
 
         A line of training also gets `tokens_per_second`, the rate since the line of training before it. The first
@@ -99,11 +95,12 @@ class MetricsLogger:
         Args:
           step: the number of steps done, counted from 1.
           metrics: scalars, of Python, numpy or jax.
+          tokens: of training, how many this process and the others have seen so far, padding not counted.
           prefix: "train", or what else was measured ("validation").
         """
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         if prefix == "train":
-            rate = self._rate(step)
+            rate = self._rate(step, tokens)
             if rate is not None:
                 values["tokens_per_second"] = rate
         if self._writes:
@@ -126,21 +123,20 @@ class MetricsLogger:
     @property
     def tokens_per_second(self) -> float | None:
         """The rate over the whole run so far, compilation and pauses left out; None before the second log."""
-        if not self._counted_seconds:
-            return None
-        return self._counted_steps * self._tokens_per_step / self._counted_seconds
+        return self._counted_tokens / self._counted_seconds if self._counted_seconds else None
 
-    def _rate(self, step: int) -> float | None:
+    def _rate(self, step: int, tokens: int) -> float | None:
         """Moves the clock to `step`; returns the tokens per second since the last training log."""
         now = time.perf_counter()
-        last, self._clock = self._clock, (step, now)
+        last, self._clock = self._clock, (step, tokens, now)
         paused, self._paused = self._paused, 0.0
         if last is None:
             return None
-        steps, seconds = step - last[0], max(now - last[1] - paused, 1e-9)
-        self._counted_steps += steps
+        seconds = max(now - last[2] - paused, 1e-9)
+        self._counted_steps += step - last[0]
+        self._counted_tokens += tokens - last[1]
         self._counted_seconds += seconds
-        return steps * self._tokens_per_step / seconds
+        return (tokens - last[1]) / seconds
 
     def _show(self, step: int, values: dict[str, float], prefix: str) -> None:
         """Moves the bar, or prints a line now and then where there is no terminal."""
@@ -151,7 +147,7 @@ class MetricsLogger:
             self._print(f"{prefix} at step {step}: {', '.join(parts + others)}")
             return
         if rate is not None:
-            left = (self._total_steps - step) * self._tokens_per_step / rate
+            left = (self._total_steps - step) * self._counted_seconds / self._counted_steps
             parts += [f"{rate:,.0f} tokens/s", f"{_duration(left)} left"]
         if self._bar:
             self._bar.update(rich.progress.TaskID(0), completed=step, description=", ".join(parts))

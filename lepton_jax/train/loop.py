@@ -77,39 +77,37 @@ def fit(
     evaluate = make_evaluate(task, model, mesh)
     last = config.train.steps if until is None else min(until, config.train.steps)
 
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
-    latest = checkpoints.latest()
-    if latest is None:
-        state = make_state(model, optimizer, config.optim, mesh, config.train.seed, init)
-    else:
-        state = checkpoints.restore(latest, abstract, batches)
-    start = latest or 0
-
-    tokens = config.train.batch_size * config.data.max_length
-    with MetricsLogger(workdir, config.train.steps, tokens, start=start) as logger:
-        pending: tuple[int, Any] | None = None  # read after the next step is under way, so that devices never wait
-        for step in range(start + 1, last + 1):
-            state, metrics = step_fn(state, sharding.put_batch(next(batches), mesh))
-            if pending is not None:
-                logger.log(pending[0], jax.device_get(pending[1]))
-                pending = None
-            if step == 1 or step == last or step % config.train.log_every == 0:
-                pending = (step, metrics)
-            validated = None
-            if step == last or step % config.evaluate.every == 0:
+    with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
+        start = checkpoints.latest() or 0
+        if start:
+            state = checkpoints.restore(start, abstract, batches)
+        else:
+            state = make_state(model, optimizer, config.optim, mesh, config.train.seed, init)
+        with MetricsLogger(workdir, config.train.steps, start) as logger:
+            tokens = 0
+            pending: tuple[int, Any, int] | None = None  # logged after the next step is under way: devices never wait
+            for step in range(start + 1, last + 1):
+                batch = next(batches)
+                tokens += int(np.count_nonzero(batch["attention_mask"])) * jax.process_count()
+                state, metrics = step_fn(state, sharding.put_batch(batch, mesh))
+                if pending is not None:
+                    logger.log(*pending)
+                    pending = None
+                if step == 1 or step == last or step % config.train.log_every == 0:
+                    pending = (step, metrics, tokens)
+                evaluates = step == last or step % config.evaluate.every == 0
+                saves = step == last or step % config.checkpoint.every == 0
+                if pending is not None and (evaluates or saves):  # these wait for the step in any case
+                    logger.log(*pending)
+                    pending = None
                 with logger.paused():
-                    validated = evaluate(state.params, validation())
-                logger.log(step, validated, prefix="validation")
-            if step == last or step % config.checkpoint.every == 0:
-                with logger.paused():
-                    checkpoints.save(step, state, batches, validated)
-        if pending is not None:
-            logger.log(pending[0], jax.device_get(pending[1]))
+                    validated = evaluate(state.params, validation()) if evaluates else None
+                    if validated is not None:
+                        logger.log(step, validated, prefix="validation")
+                    if saves:
+                        checkpoints.save(step, state, batches, validated)
         checkpoints.wait()
-
-    best = checkpoints.best()
-    params = state.params
-    if best is not None and best != last:
-        params = checkpoints.restore_params(best, abstract.params)
-    checkpoints.close()
+        best, params = checkpoints.best(), state.params
+        if best is not None and best != last:
+            params = checkpoints.restore_params(best, abstract.params)
     return Fitted(state, params)

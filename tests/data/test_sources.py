@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -9,6 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from lepton_jax.core.errors import UserError
+from lepton_jax.data import sources
 from lepton_jax.data.sources import Examples, load, numeric_labels, own_splits, split_spec
 
 
@@ -186,6 +188,16 @@ def test_tfds_set_with_another_text_column_and_hidden_labels(cache):
     assert own_splits("tfds:toy_reviews", cache) == ["train", "test"]
     assert own_splits("tfds:toy_reviews:train", cache) == own_splits("text:a", cache) == []
     assert "tensorflow" not in sys.modules
+
+
+def test_a_set_that_another_process_prepares_meanwhile_is_read(tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def wait(folder):
+        tfds.builder("toy_reviews", data_dir=str(folder), file_format="array_record").download_and_prepare()
+        yield
+
+    monkeypatch.setattr(sources, "locked", wait)
+    assert len(load("tfds:toy_reviews", cache=str(tmp_path))) == 6
 
 
 @pytest.mark.parametrize(

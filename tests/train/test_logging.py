@@ -31,7 +31,7 @@ def scalars(workdir: Path) -> dict[tuple[str, int], float]:
 
 
 def test_a_line_and_a_scalar_for_every_log(tmp_path: Path) -> None:
-    with MetricsLogger(tmp_path, total_steps=4, tokens_per_step=10, quiet=True) as logger:
+    with MetricsLogger(tmp_path, 4, quiet=True) as logger:
         logger.log(1, {"loss": jnp.float32(2.5), "learning_rate": np.float64(0.1)})
         logger.log(2, {"loss": 2.0})
         logger.log(2, {"loss": 2.25, "accuracy": 0.5}, prefix="validation")
@@ -45,19 +45,19 @@ def test_a_line_and_a_scalar_for_every_log(tmp_path: Path) -> None:
 
 
 def test_a_line_is_on_disk_before_the_logger_is_closed(tmp_path: Path) -> None:
-    with MetricsLogger(tmp_path, 4, 10, quiet=True) as logger:
+    with MetricsLogger(tmp_path, 4, quiet=True) as logger:
         logger.log(1, {"loss": 2.5})
         assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.5}]
 
 
 def test_resuming_cuts_off_the_steps_that_come_again(tmp_path: Path) -> None:
-    with MetricsLogger(tmp_path, 40, 10, quiet=True) as logger:
+    with MetricsLogger(tmp_path, 40, quiet=True) as logger:
         for step in (10, 20, 30):
             logger.log(step, {"loss": float(step)})
             logger.log(step, {"loss": float(step)}, prefix="validation")
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 40, "lo')  # killed while writing
-    with MetricsLogger(tmp_path, 40, 10, start=20, quiet=True) as logger:
+    with MetricsLogger(tmp_path, 40, start=20, quiet=True) as logger:
         for step in (30, 40):
             logger.log(step, {"loss": -1.0})
     lines = read_metrics(tmp_path)
@@ -67,7 +67,7 @@ def test_resuming_cuts_off_the_steps_that_come_again(tmp_path: Path) -> None:
 
 def test_a_run_that_starts_again_from_nothing_keeps_no_lines(tmp_path: Path) -> None:
     for loss in (1.0, 2.0):
-        with MetricsLogger(tmp_path, 4, 10, quiet=True) as logger:
+        with MetricsLogger(tmp_path, 4, quiet=True) as logger:
             logger.log(1, {"loss": loss})
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
 
@@ -75,18 +75,18 @@ def test_a_run_that_starts_again_from_nothing_keeps_no_lines(tmp_path: Path) -> 
 def test_the_rate_leaves_out_compilation_and_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    with MetricsLogger(tmp_path, 100, tokens_per_step=8, quiet=True) as logger:
+    with MetricsLogger(tmp_path, 100, quiet=True) as logger:
         now[0] += 50  # compilation
-        logger.log(1, {})
+        logger.log(1, {}, tokens=8)
         assert logger.tokens_per_second is None
         now[0] += 10
-        logger.log(21, {})
+        logger.log(21, {}, tokens=8 * 21)
         now[0] += 10
         with logger.paused():
             now[0] += 1000
             logger.log(31, {"loss": 1.0}, prefix="validation")
         now[0] += 30
-        logger.log(61, {})
+        logger.log(61, {}, tokens=8 * 61)
         assert logger.tokens_per_second == pytest.approx((20 + 40) * 8 / (10 + 40))
     rates = [line.get("tokens_per_second") for line in read_metrics(tmp_path)]
     assert rates == [None, pytest.approx(20 * 8 / 10), None, pytest.approx(40 * 8 / 40)]
@@ -97,9 +97,9 @@ def test_plain_lines_where_there_is_no_terminal(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    with MetricsLogger(tmp_path, 10, tokens_per_step=1000) as logger:
+    with MetricsLogger(tmp_path, 10) as logger:
         for step in range(1, 11):
-            logger.log(step, {"loss": 1 / step})
+            logger.log(step, {"loss": 1 / step}, tokens=1000 * step)
             now[0] += 4.0
         logger.log(10, {"loss": 0.5, "accuracy": 0.75}, prefix="validation")
     assert capsys.readouterr().out.splitlines() == [
@@ -113,7 +113,7 @@ def test_plain_lines_where_there_is_no_terminal(
 
 def test_quiet_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for quiet in (False, True):
-        with MetricsLogger(tmp_path, 1, 1, quiet=quiet) as logger:
+        with MetricsLogger(tmp_path, 1, quiet=quiet) as logger:
             logger.log(1, {"loss": 1.0})
         assert bool(capsys.readouterr().out) is not quiet
 
@@ -123,9 +123,9 @@ def test_a_bar_on_a_terminal(
 ) -> None:
     terminal = rich.console.Console(force_terminal=True, width=100)
     monkeypatch.setattr(rich.console, "Console", lambda: terminal)
-    with MetricsLogger(tmp_path, 20, tokens_per_step=1000) as logger:
-        logger.log(1, {"loss": 2.0})
-        logger.log(20, {"loss": 1.25})
+    with MetricsLogger(tmp_path, 20) as logger:
+        logger.log(1, {"loss": 2.0}, tokens=1000)
+        logger.log(20, {"loss": 1.25}, tokens=20_000)
         logger.log(20, {"loss": 1.5}, prefix="validation")
     shown = capsys.readouterr().out
     assert "step 20/20" in shown and "loss 1.2500" in shown and "tokens/s" in shown and "left" in shown
@@ -136,7 +136,7 @@ def test_other_processes_write_and_print_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with MetricsLogger(tmp_path, 1, 1) as logger:
+    with MetricsLogger(tmp_path, 1) as logger:
         logger.log(1, {"loss": 1.0})
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
 
@@ -145,13 +145,13 @@ def test_a_damaged_file_is_named_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for text, message in (("{broken\n", "line 1 is not valid JSON"), ('{"loss": 1}\n', "line 1 has no step")):
         path.write_text(text)
-        with pytest.raises(UserError, match=message), MetricsLogger(tmp_path, 1, 1, quiet=True):
+        with pytest.raises(UserError, match=message), MetricsLogger(tmp_path, 1, quiet=True):
             pass
         assert path.read_text() == text
 
 
 def test_lines_are_plain_json(tmp_path: Path) -> None:
-    with MetricsLogger(tmp_path, 1, 1, quiet=True) as logger:
+    with MetricsLogger(tmp_path, 1, quiet=True) as logger:
         logger.log(1, {"loss": jnp.bfloat16(1.5)})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 1.5}
 
