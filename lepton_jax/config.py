@@ -8,6 +8,7 @@ The dataclasses are the one source of truth: a field is declared, typed, bounded
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import typing
 from typing import Any, Literal
@@ -166,6 +167,9 @@ class QuickstartConfig:
     finetune: Config = Config(stage="finetune")
 
 
+# What a model that starts from another one may set for itself; its other settings are the other one's.
+OWN_MODEL_FIELDS = ("dropout", "dtype", "remat", "unroll", "pooling", "init")
+
 STAGES: dict[str, type] = {"pretrain": Config, "finetune": Config, "quickstart": QuickstartConfig}
 
 
@@ -184,11 +188,13 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Any:
     """
     tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
     stage = tree.get("stage")
-    if stage not in STAGES:
+    if not isinstance(stage, str) or stage not in STAGES:
         raise UserError(f"config.stage={stage!r}: unknown stage; {nearest(str(stage), list(STAGES))}")
     resolved = _build(STAGES[stage], tree, "config")
     for where, run in runs(resolved):
         _check_together(run, where)
+    if isinstance(resolved, QuickstartConfig):
+        _check_chain(resolved)
     return resolved
 
 
@@ -201,14 +207,18 @@ def runs(config: Config | QuickstartConfig) -> list[tuple[str, Config]]:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Returns a resolved config as plain dicts and lists, as JSON would give them back."""
-    return {
-        field.name: to_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
-        for field in dataclasses.fields(config)
-        for value in [getattr(config, field.name)]
-    }
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return to_dict(value)
+        return list(value) if isinstance(value, tuple) else value
+
+    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def _build(cls: type, tree: dict[str, Any], where: str) -> Any:
+    if not isinstance(tree, dict):
+        raise UserError(f"{where}={tree!r}: must be a section with fields, not {type(tree).__name__}")
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in tree:
@@ -234,7 +244,7 @@ def _check_value(path: str, value: Any, hint: Any, bounds: typing.Mapping[str, A
         return value
     if origin is tuple:
         element = typing.get_args(hint)[0]
-        if isinstance(value, str) or not all(isinstance(item, element) for item in value):
+        if not isinstance(value, (list, tuple)) or not all(isinstance(item, element) for item in value):
             raise UserError(f"{path}={value!r}: must be a tuple of {element.__name__}")
         return tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -245,7 +255,7 @@ def _check_value(path: str, value: Any, hint: Any, bounds: typing.Mapping[str, A
         low, high, excluded = bounds["low"], bounds["high"], bounds["open"]
         below = low is not None and (value < low or (value == low and "low" in excluded))
         above = high is not None and (value > high or (value == high and "high" in excluded))
-        if below or above or value != value:
+        if below or above or not math.isfinite(value):
             left = "(-inf" if low is None else f"{'(' if 'low' in excluded else '['}{low}"
             right = "inf)" if high is None else f"{high}{')' if 'high' in excluded else ']'}"
             raise UserError(f"{path}={value!r}: must be in {left}, {right}")
@@ -276,7 +286,11 @@ def _check_together(config: Config, where: str) -> None:
     require(data.validation_share + data.test_share < 1, "data.test_share", data.test_share,
             f"with data.validation_share={data.validation_share} nothing is left to train on")  # fmt: skip
     require(bool(data.train), "data.train", data.train, "name a source, such as text:corpus/*.txt or jsonl:train.jsonl")
+    measured = ("loss",) if task.name == "regression" else ("loss", "accuracy")
+    require(config.checkpoint.best in measured, "checkpoint.best", config.checkpoint.best,
+            f"the task {task.name!r} measures {', '.join(map(repr, measured))}")  # fmt: skip
     if config.stage == "pretrain":
+        require(not model.init, "model.init", model.init, "the stage 'pretrain' starts from random weights")
         require(task.name == "masked_lm", "task.name", task.name, "the stage 'pretrain' trains 'masked_lm'")
         require(config.compress.method == "none", "compress.method", config.compress.method,
                 "the stage 'pretrain' writes no int8 model; compress after fine-tuning")  # fmt: skip
@@ -293,6 +307,24 @@ def _check_together(config: Config, where: str) -> None:
                 re.compile(pattern)
             except re.error as error:
                 raise UserError(f"{where}.{field}={pattern!r}: not a regular expression ({error})") from None
+
+
+def _check_chain(config: QuickstartConfig) -> None:
+    """Raises where the runs of a quickstart do not fit together, before the first of them trains."""
+    for name in ("pretrain", "finetune"):
+        stage = getattr(config, name).stage
+        if stage != name:
+            raise UserError(f"config.{name}.stage={stage!r}: must be {name!r}")
+    if config.finetune.model.init:
+        raise UserError(
+            f"config.finetune.model.init={config.finetune.model.init!r}: a quickstart starts from its own pretraining"
+        )
+    for field in dataclasses.fields(ModelConfig):
+        wanted, has = getattr(config.finetune.model, field.name), getattr(config.pretrain.model, field.name)
+        if wanted != has and field.name not in OWN_MODEL_FIELDS:
+            raise UserError(
+                f"config.finetune.model.{field.name}={wanted!r}: must equal config.pretrain.model.{field.name}={has!r}"
+            )
 
 
 def explain_override(path: str, value: str) -> str:
@@ -315,9 +347,11 @@ def explain_override(path: str, value: str) -> str:
             where = hints[name]
         else:
             if dataclasses.is_dataclass(where):
-                return f"config.{path}={value!r}: is a section; set one of its fields: {', '.join(typing.get_type_hints(where))}"
+                fields = ", ".join(typing.get_type_hints(where))
+                return f"config.{path}={value!r}: is a section; set one of its fields: {fields}"
             if cls is not QuickstartConfig and value and _is_typed(value, where):
-                return f"config.{path}: not a field of this recipe; did you mean config.pretrain.{path} or config.finetune.{path}?"
+                both = f"config.pretrain.{path} or config.finetune.{path}"
+                return f"config.{path}: not a field of this recipe; did you mean {both}?"
             kind = getattr(where, "__name__", str(where))
             return f"config.{path}={value!r}: must be of type {kind}"
     return best[1] if best else f"config.{path}: unknown field"

@@ -1,4 +1,4 @@
-"""The stages of a model's life, as functions from a config and a folder to a summary. `main` and notebooks call them."""
+"""The stages of a model's life: functions from a config and a folder to a summary. `main` and notebooks call them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from lepton_jax import hub, infer, report, workdir
 from lepton_jax.compress import quantize_int8
-from lepton_jax.config import CompressConfig, Config, InferConfig, ModelConfig, QuickstartConfig, runs
+from lepton_jax.config import OWN_MODEL_FIELDS, CompressConfig, Config, InferConfig, ModelConfig, QuickstartConfig, runs
 from lepton_jax.core import sharding, trees
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import batches, splits, tokenizers
@@ -31,9 +31,6 @@ from lepton_jax.train.logging import read_metrics
 from lepton_jax.train.loop import check_batch, fit
 
 Summary = dict[str, Any]
-
-# What a model that starts from another one may set for itself; its other settings are the other one's.
-_OWN_MODEL_FIELDS = ("dropout", "dtype", "remat", "unroll", "pooling", "init")
 
 
 def run(config: Config | QuickstartConfig, folder: str | Path) -> Summary:
@@ -61,8 +58,8 @@ def run(config: Config | QuickstartConfig, folder: str | Path) -> Summary:
         stage = pretrain if config.stage == "pretrain" else finetune
         summary, sections = stage(config, folder, meshes[0]), {config.stage: folder}
     summary["wall_seconds"] = time.perf_counter() - start
-    workdir.write_json(folder / "summary.json", summary)
     report.write_report(folder / "report.html", sections, summary)
+    workdir.write_json(folder / "summary.json", summary)  # last: with it, the run is complete
     return summary
 
 
@@ -78,13 +75,17 @@ def quickstart(config: QuickstartConfig, folder: Path) -> tuple[Summary, dict[st
         "pretrain": config.pretrain,
         "finetune": dataclasses.replace(config.finetune, model=dataclasses.replace(model, init=pretrained)),
         "from_scratch": dataclasses.replace(
-            config.finetune, data=dataclasses.replace(data, tokenizer=pretrained), compress=CompressConfig(), infer=InferConfig()
+            config.finetune,
+            data=dataclasses.replace(data, tokenizer=pretrained),
+            compress=CompressConfig(),
+            infer=InferConfig(),
         ),
     }
     parts = {name: run(each, folder / name) for name, each in configs.items()}
-    scratch = {name: parts["from_scratch"][f"finetune.{name}"] for name in ("accuracy", "f1")}
-    summary = parts["pretrain"] | parts["finetune"]
-    summary |= {f"finetune.from_scratch_{name}": value for name, value in scratch.items()}
+    scratch, summary = parts["from_scratch"], parts["pretrain"] | parts["finetune"]
+    for name in ("accuracy", "f1", "mean_squared_error"):
+        if f"finetune.{name}" in scratch:
+            summary[f"finetune.from_scratch_{name}"] = scratch[f"finetune.{name}"]
     return summary, {name: folder / name for name in configs}
 
 
@@ -121,6 +122,10 @@ def finetune(config: Config, folder: Path, mesh: Mesh) -> Summary:
     if init is None:
         tokenizer = tokenizers.from_config(config.data, data.train.texts)
     else:
+        if init.card.weights != "float32":
+            raise UserError(
+                f"config.model.init={config.model.init!r}: holds {init.card.weights} weights; training needs float32"
+            )
         tokenizer, config = init.tokenizer, dataclasses.replace(config, model=_inherit(config, init.config))
     labels = () if regression else tuple(sorted(set(data.train.labels or ())))
     card = _card(config, "classification", tokenizer, labels)
@@ -155,8 +160,9 @@ def _card(config: Config, head: Any, tokenizer: Tokenizer, labels: tuple[str, ..
     """Returns the card of the model that a run trains; its vocabulary is the tokenizer's, rounded up to 64s."""
     size = config.model.vocab_size or -(-tokenizer.vocab_size // 64) * 64
     if size < tokenizer.vocab_size:
+        pieces = tokenizer.vocab_size
         raise UserError(
-            f"config.model.vocab_size={size}: the tokenizer has {tokenizer.vocab_size} pieces; leave it 0, or at least that"
+            f"config.model.vocab_size={size}: the tokenizer has {pieces} pieces; leave it 0, or at least that"
         )
     model = dataclasses.replace(config.model, vocab_size=size, init="")
     return hub.Card(model, head, config.task, config.data.max_length, labels, checkpoint=config.checkpoint)
@@ -168,15 +174,14 @@ def _inherit(config: Config, base: ModelConfig) -> ModelConfig:
     Raises:
       UserError: the config sets another architecture than that model has, or asks for longer sequences.
     """
-    own = {name: getattr(config.model, name) for name in _OWN_MODEL_FIELDS}
+    own = {name: getattr(config.model, name) for name in OWN_MODEL_FIELDS}
     model = dataclasses.replace(base, **own)
     default = ModelConfig()
     for field in dataclasses.fields(ModelConfig):
         wanted, has = getattr(config.model, field.name), getattr(model, field.name)
         if wanted != has and wanted != getattr(default, field.name):
-            raise UserError(
-                f"config.model.{field.name}={wanted!r}: the model in {config.model.init} has {has!r}; leave the field out"
-            )
+            source = f"the model in {config.model.init} has {has!r}"
+            raise UserError(f"config.model.{field.name}={wanted!r}: {source}; leave the field out")
     if config.data.max_length > model.max_positions:
         raise UserError(
             f"config.data.max_length={config.data.max_length}: longer than the model in {config.model.init}; "
@@ -191,15 +196,23 @@ def _fit(
     mesh: Mesh,
     card: hub.Card,
     tokenizer: Tokenizer,
-    rows: dict[str, Sequence[np.ndarray]],
+    rows: Mapping[str, Sequence[np.ndarray]],
     targets: dict[str, np.ndarray],
     init: Any = None,
 ) -> hub.Bundle:
     """Trains the model of a card on token rows, and returns it with its best parameters."""
+    if not rows["validation"]:
+        raise UserError(
+            "data.validation: there is no example to validate on; name a source, or set data.validation_share above 0"
+        )
     hub.describe(folder, card, tokenizer)
     model = Transformer(card.model, card.head, card.num_outputs)
     shard = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    common = {"max_length": card.max_length, "pad_id": tokenizer.pad_id, "pack": card.head == "masked_lm" and config.data.pack}
+    common = {
+        "max_length": card.max_length,
+        "pad_id": tokenizer.pad_id,
+        "pack": card.head == "masked_lm" and config.data.pack,
+    }
     training = batches.training_batches(
         rows["train"],
         config.train.batch_size // jax.process_count(),
@@ -214,9 +227,7 @@ def _fit(
         return batches.evaluation_batches(rows["validation"], size, labels=targets.get("validation"), **common, **shard)
 
     task = make_task(config.task, tokenizer, len(card.labels))
-    fitted = fit(
-        config, folder, mesh=mesh, task=task, model=model, batches=training, validation=validation, init=init
-    )
+    fitted = fit(config, folder, mesh=mesh, task=task, model=model, batches=training, validation=validation, init=init)
     return hub.Bundle(model, fitted.params, tokenizer, card)
 
 
@@ -263,7 +274,9 @@ def _write_predictions(path: Path, predictions: list[Prediction], examples: Exam
     for text, label, out in zip(examples.texts, labels, predictions, strict=True):
         prediction = out.get("label", out["score"])
         known = {} if label is None else {"label": label if "label" in out else float(label)}
-        lines.append(json.dumps({"text": text, **known, "prediction": prediction, "score": out["score"]}, ensure_ascii=False))
+        lines.append(
+            json.dumps({"text": text, **known, "prediction": prediction, "score": out["score"]}, ensure_ascii=False)
+        )
     workdir.replace_file(path, "".join(f"{line}\n" for line in lines))
 
 

@@ -9,8 +9,13 @@ the step, and nothing else, in `jax.transfer_guard("disallow")`.
 
 from __future__ import annotations
 
+import functools
+import json
 import os
+import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 DEVICES = 8
 
@@ -25,6 +30,114 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
+
+from lepton_jax.config import default_config, resolve  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_x64", False)
+
+
+# A small world for the tests that need trained models: made texts, whose label two of their words decide.
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The data cache of the suite's own runs."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with text.txt, labelled.jsonl (text, label) and rated.csv (text, rating)."""
+    folder, draw = tmp_path_factory.mktemp("corpus"), random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(2, 7))) for _ in range(300)]
+    weights = [1 / (rank + 1) for rank in range(len(words))]
+
+    def sentence(*extra: str) -> str:
+        chosen = [*draw.choices(words, weights, k=8), *extra]
+        draw.shuffle(chosen)
+        return " ".join(chosen)
+
+    marks = {"bad": ("sour", "bleak"), "good": ("bright", "sweet")}
+    names = [draw.choice(["bad", "good", "good"]) for _ in range(240)]
+    texts = [sentence(*marks[name]) for name in names]
+    (folder / "text.txt").write_text("\n\n".join(texts + [sentence() for _ in range(200)]))
+    rows = [json.dumps({"text": text, "label": name}) for text, name in zip(texts, names, strict=True)]
+    (folder / "labelled.jsonl").write_text("\n".join(rows))
+    table = [f"{text},{2.5 if name == 'good' else -1}" for text, name in zip(texts, names, strict=True)]
+    (folder / "rated.csv").write_text("\n".join(["text,rating", *table]))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config(corpus: Path, cache: str) -> Callable[[str], ConfigDict]:
+    """Returns stage -> a recipe of a very small run on the corpus."""
+    model = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "max_positions": 16}
+    common = {
+        "model": {**model, "initializer_range": 0.2},
+        "data": {"max_length": 16, "tokenizer_size": 400, "cache": cache, "validation_share": 0.15},
+        "train": {"batch_size": 16, "learning_rate": 3e-3, "log_every": 2},
+        "checkpoint": {"every": 100},
+        "evaluate": {"every": 100, "batch_size": 16},
+        "infer": {"lengths": (8, 16), "batch_size": 16, "texts": ("bright sweet", "sour bleak")},
+    }
+
+    def make(stage: str) -> ConfigDict:
+        config = default_config(stage)
+        runs = [config.pretrain, config.finetune] if stage == "quickstart" else [config]
+        for run in runs:
+            for section, values in common.items():
+                run[section].update(values)
+            if run.stage == "pretrain":
+                run.data.train, run.train.steps = f"text:{corpus}/text.txt", 8
+            else:
+                run.data.train, run.data.test_share, run.train.steps = f"jsonl:{corpus}/labelled.jsonl", 0.2, 12
+                run.task.name, run.compress.method = "classification", "int8"
+                run.train.seed = 1  # from_scratch must not start where pretraining did
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[[str], ConfigDict]) -> Path:
+    """The folder of a finished quickstart with `tiny_config("quickstart")`. Not to be changed: copy it."""
+    from lepton_jax import stages
+
+    folder = tmp_path_factory.mktemp("runs") / "quickstart"
+    stages.run(resolve(tiny_config("quickstart")), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_bundle(corpus: Path, cache: str) -> Callable[..., Any]:
+    """Returns a function that makes an untrained `hub.Bundle` in which every parameter is random."""
+    from lepton_jax import hub
+    from lepton_jax.config import ModelConfig, TaskConfig
+    from lepton_jax.core import trees
+    from lepton_jax.data import tokenizers
+    from lepton_jax.models.transformer import Transformer, abstract_params
+
+    @functools.cache
+    def make(head: str = "classification", labels: tuple[str, ...] = ("bad", "fair", "good"), **changes: Any) -> Any:
+        texts = (corpus / "text.txt").read_text().split("\n\n")
+        tokenizer = tokenizers.train(texts, size=400, cache=cache)
+        names = {"masked_lm": "masked_lm", "classification": "classification" if labels else "regression"}
+        task = TaskConfig(name=names[head], loss=changes.pop("loss", "cross_entropy"))
+        config = ModelConfig(
+            vocab_size=448, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=48, max_positions=16, **changes
+        )
+        card = hub.Card(config, head, task, 16, labels)
+        model = Transformer(config, head, card.num_outputs)
+        draw = np.random.default_rng(0)
+
+        def parameter(path: str, leaf: Any) -> jax.Array:
+            return jnp.asarray(draw.normal(float(path.endswith("/scale")), 0.2, leaf.shape), jnp.float32)
+
+        return hub.Bundle(model, trees.map_with_path(parameter, abstract_params(model)), tokenizer, card)
+
+    return make

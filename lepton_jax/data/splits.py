@@ -14,7 +14,7 @@ from lepton_jax.data.sources import Examples, load, numeric_labels, own_splits, 
 NAMES = ("train", "validation", "test")
 _REMEDIES = {
     "train": "use more data, or smaller data.validation_share and data.test_share",
-    "validation": "use a larger data.validation_share, another data.validation, or data.validation_share=0 for none",
+    "validation": "use a larger data.validation_share, or another data.validation",
     "test": "use a larger data.test_share, another data.test, or data.test_share=0 for none",
 }
 

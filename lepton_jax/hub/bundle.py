@@ -4,6 +4,8 @@
     FOLDER/tokenizer/     the tokenizer
     FOLDER/checkpoints/   of a run: the parameters of its best checkpoint are the model's
     FOLDER/params/        of a written bundle: the parameters alone
+
+A folder has checkpoints or params, never both.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class Card:
     labels: tuple[str, ...] = ()  # of a classifier, in the order of its outputs
     weights: Literal["float32", "int8"] = "float32"
     keep_float: tuple[str, ...] = ()  # of int8 weights: what was not quantised
-    checkpoint: CheckpointConfig = CheckpointConfig()  # of a run: how its best checkpoint is told
+    # Of a run: how its best checkpoint is told.
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
     @property
     def num_outputs(self) -> int:
@@ -64,7 +67,14 @@ def describe(folder: Path, card: Card, tokenizer: Tokenizer) -> None:
 
 
 def write(folder: Path, bundle: Bundle) -> None:
-    """Writes a bundle as a folder of its own, without the state of any training."""
+    """Writes a bundle as a folder of its own, without the state of any training.
+
+    Raises:
+      UserError: the folder holds a model already; nothing of it is changed.
+    """
+    for name in ("params", "checkpoints"):
+        if (folder / name).exists():
+            raise UserError(f"{folder / name}: is there already; choose another folder")
     describe(folder, bundle.card, bundle.tokenizer)
     checkpoint.save_params(folder / "params", bundle.params)
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from lepton_jax.core import rng as rngs
 from lepton_jax.core import sharding
+from lepton_jax.core.errors import UserError
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import Metrics, Task
 
@@ -20,7 +21,8 @@ Evaluate = Callable[[Any, Iterable[dict[str, np.ndarray]]], dict[str, float]]
 def make_evaluate(task: Task, model: Transformer, mesh: Mesh, seed: int = 0) -> Evaluate:
     """Returns (params, batches) -> means over all targets of the batches.
 
-    Batch i always has the same key, so the masked positions are the same at every evaluation.
+    Batch i always has the same key, so the masked positions are the same at every evaluation. Without a batch, the
+    returned function raises UserError.
     """
 
     @jax.jit
@@ -33,6 +35,8 @@ def make_evaluate(task: Task, model: Transformer, mesh: Mesh, seed: int = 0) -> 
             metrics_of(params, sharding.put_batch(batch, mesh), rngs.stream(key, "evaluate", index))
             for index, batch in enumerate(batches)
         ]
+        if not pending:
+            raise UserError("the validation data hold no tokens, so nothing can be evaluated; use other or more data")
         parts = jax.device_get(pending)
         weight = sum(float(part["weight"]) for part in parts)
         return {

@@ -108,6 +108,6 @@ def fit(
                         checkpoints.save(step, state, batches, validated)
         checkpoints.wait()
         best, params = checkpoints.best(), state.params
-        if best is not None and best != last:
+        if best is not None and best != int(state.step):
             params = checkpoints.restore_params(best, abstract.params)
     return Fitted(state, params)

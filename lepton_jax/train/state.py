@@ -84,6 +84,8 @@ def make_state(
     state = jax.jit(initialise, out_shardings=where)(jax.random.key(seed))
     if init is not None:
         shared = {name: init[name] for name in state.params if name in init and name != "head"}
+        # A step donates its state, and the caller's arrays must outlive that. `device_put` alone may share buffers.
+        shared = jax.tree.map(jnp.copy, shared)
         placed = jax.tree.map(jax.device_put, shared, {name: where.params[name] for name in shared})
         state = state.replace(params={**state.params, **placed})
     return state

@@ -43,7 +43,7 @@ def make_train_step(
         grads, metrics = mean_gradients(loss, free, batch, accumulate)
         updates, opt_state = optimizer.update(grads, state.opt_state, free)
         params = trees.merge(optax.apply_updates(free, updates), frozen)
-        metrics |= {"gradient_norm": optax.global_norm(grads), "learning_rate": jnp.asarray(schedule(state.step))}
+        metrics |= {"gradient_norm": optax.tree.norm(grads), "learning_rate": jnp.asarray(schedule(state.step))}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step

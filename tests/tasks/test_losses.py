@@ -1,0 +1,85 @@
+"""Losses against slow float64 references, and the weighted mean of every task."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lepton_jax.tasks.losses import binary_cross_entropy, cross_entropy, squared_error, weighted_mean
+
+LOGITS = np.random.default_rng(0).normal(0, 4, (5, 3)).astype(np.float32)
+LABELS = np.array([0, 1, 2, 2, 0], np.int32)
+
+
+def slow_cross_entropy(logits, label):
+    return math.log(sum(math.exp(z) for z in logits)) - logits[label]
+
+
+def slow_binary_cross_entropy(logits, label):
+    probabilities = [1 / (1 + math.exp(-z)) for z in logits]
+    return -sum(math.log(p if index == label else 1 - p) for index, p in enumerate(probabilities))
+
+
+@pytest.mark.parametrize(
+    ("loss", "slow"), [(cross_entropy, slow_cross_entropy), (binary_cross_entropy, slow_binary_cross_entropy)]
+)
+def test_classification_losses_equal_a_slow_reference(loss, slow):
+    expected = [slow(row, label) for row, label in zip(LOGITS.astype(np.float64).tolist(), LABELS, strict=True)]
+    found = loss(jnp.asarray(LOGITS), jnp.asarray(LABELS))
+    assert found.shape == (5,) and found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_softmax_and_sigmoid_losses_differ():
+    assert np.abs(cross_entropy(LOGITS, LABELS) - binary_cross_entropy(LOGITS, LABELS)).max() > 0.1
+
+
+def test_squared_error_equals_a_slow_reference():
+    predictions, targets = LOGITS[:, 0], LOGITS[:, 1]
+    expected = [(p - t) ** 2 for p, t in zip(predictions.tolist(), targets.tolist(), strict=True)]
+    np.testing.assert_allclose(squared_error(predictions, targets), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, binary_cross_entropy, squared_error])
+def test_half_precision_logits_are_computed_in_float32(loss):
+    half = jnp.asarray(LOGITS, jnp.bfloat16)
+    logits, labels = (half[:, 0], jnp.asarray(LABELS, jnp.bfloat16)) if loss is squared_error else (half, LABELS)
+    found = loss(logits, labels)
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, loss(logits.astype(jnp.float32), labels))
+    assert np.abs(found - found.astype(jnp.bfloat16).astype(jnp.float32)).max() > 1e-4, "bfloat16 would differ"
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, binary_cross_entropy])
+def test_extreme_logits_stay_finite(loss):
+    logits = jnp.asarray([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]])
+    values, gradient = jax.value_and_grad(lambda x: jnp.sum(loss(x, jnp.asarray([0, 0]))))(logits)
+    assert math.isfinite(values) and values >= 1e4 and bool(jnp.all(jnp.isfinite(gradient)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.floats(-100, 100, width=32), st.integers(0, 3)), min_size=1, max_size=6))
+def test_weighted_mean_equals_numpy(pairs):
+    values, weight = (np.array(column, np.float64) for column in zip(*pairs, strict=True))
+    expected = np.average(values, weights=weight) if weight.sum() else 0.0
+    found = weighted_mean(jnp.asarray(values, jnp.float32), jnp.asarray(weight, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weighted_mean_never_looks_at_what_has_no_weight():
+    weight = jnp.asarray([1.0, 0.0, 3.0, 0.0])
+    clean, filled = jnp.asarray([1.0, 7.0, 5.0, 7.0]), jnp.asarray([1.0, jnp.nan, 5.0, jnp.inf])
+    results = [jax.value_and_grad(weighted_mean)(values, weight) for values in (clean, filled)]
+    for value, gradient in results:
+        assert value == 4.0
+        np.testing.assert_array_equal(gradient, [0.25, 0.0, 0.75, 0.0])
+
+
+def test_weighted_mean_without_weight_is_zero_with_a_gradient_of_zero():
+    value, gradient = jax.value_and_grad(weighted_mean)(jnp.asarray([3.0, jnp.inf]), jnp.zeros(2))
+    assert value == 0.0
+    np.testing.assert_array_equal(gradient, [0.0, 0.0])

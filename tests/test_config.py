@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from lepton_jax.config import (
+    STAGES,
+    Config,
+    ModelConfig,
+    QuickstartConfig,
+    default_config,
+    explain_override,
+    resolve,
+    runs,
+    to_dict,
+)
+from lepton_jax.core.errors import UserError
+from lepton_jax.workdir import flatten
+
+
+def recipe(base: str = "pretrain", /, **changes):
+    """Returns a recipe that resolves, but for the changes: `section__field=value`."""
+    config = default_config(base)
+    for run in [config.pretrain, config.finetune] if base == "quickstart" else [config]:
+        run.data.train = "text:corpus.txt"
+        run.task.name = "classification" if run.stage == "finetune" else "masked_lm"
+    tree = config.to_dict()
+    for path, value in changes.items():
+        *sections, name = path.split("__")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[name] = value
+    return tree
+
+
+def refusal(base: str = "pretrain", /, **changes) -> str:
+    with pytest.raises(UserError) as caught:
+        resolve(recipe(base, **changes))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_defaults_resolve_to_themselves(stage):
+    config = recipe(stage)
+    resolved = resolve(config)
+    assert isinstance(resolved, STAGES[stage]) and resolved.stage == stage
+    for _, run in runs(resolved):
+        assert run.model == ModelConfig() and run.optim.no_decay == Config().optim.no_decay
+    assert [where for where, _ in runs(resolved)] == (
+        ["config.pretrain", "config.finetune"] if stage == "quickstart" else ["config"]
+    )
+
+
+def test_a_recipe_is_locked_and_typed():
+    config = default_config()
+    with pytest.raises(AttributeError, match="hidden_size"):
+        config.model.hidden_sizes = 3
+    with pytest.raises(TypeError):
+        config.train.steps = "many"
+    config.train.steps = 7
+    config.data.train = "text:corpus.txt"
+    assert resolve(config).train.steps == 7
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_to_dict_comes_back_from_json(stage):
+    changes = {"quickstart": "finetune__optim__frozen"}.get(stage, "optim__frozen")
+    resolved = resolve(recipe(stage, **{changes: ("embeddings",)}))
+    tree = json.loads(json.dumps(to_dict(resolved)))
+    assert tree == to_dict(resolved) and ["embeddings"] in flatten(tree).values()
+    assert resolve(tree) == resolved != resolve(recipe(stage))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stage": "pretran"}, "config.stage='pretran': unknown stage; did you mean \"pretrain\"?"),
+        ({"stage": "xyz"}, "config.stage='xyz': unknown stage; known: finetune, pretrain, quickstart"),
+        ({"stage": ["pretrain"]}, "config.stage=['pretrain']: unknown stage; did you mean \"pretrain\"?"),
+        ({"modle": {}}, 'config.modle: unknown field; did you mean "model"?'),
+        ({"model__hiden_size": 8}, 'config.model.hiden_size: unknown field; did you mean "hidden_size"?'),
+        ({"mesh__zzz": 8}, "config.mesh.zzz: unknown field; known: shape"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_nearest(change, message):
+    assert refusal(**change) == message
+
+
+def test_unknown_fields_of_a_quickstart_are_named_in_full():
+    message = refusal("quickstart", finetune__train__step=8)
+    assert message == 'config.finetune.train.step: unknown field; did you mean "steps"?'
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train__steps": 1.5}, "config.train.steps=1.5: must be of type int, not float"),
+        ({"train__steps": True}, "config.train.steps=True: must be of type int, not bool"),
+        ({"train__steps": None}, "config.train.steps=None: must be of type int, not NoneType"),
+        ({"train__learning_rate": "1e-3"}, "config.train.learning_rate='1e-3': must be of type float, not str"),
+        ({"train__learning_rate": True}, "config.train.learning_rate=True: must be of type float, not bool"),
+        ({"data__pack": 1}, "config.data.pack=1: must be of type bool, not int"),
+        ({"data__train": 1}, "config.data.train=1: must be of type str, not int"),
+        ({"model__norm": "batch"}, "config.model.norm='batch': must be one of 'layer', 'rms'"),
+        ({"optim__frozen": "layers"}, "config.optim.frozen='layers': must be a tuple of str"),
+        ({"infer__lengths": 16}, "config.infer.lengths=16: must be a tuple of int"),
+        ({"infer__lengths": (16, "32")}, "config.infer.lengths=(16, '32'): must be a tuple of int"),
+        ({"model": 3}, "config.model=3: must be a section with fields, not int"),
+    ],
+)
+def test_wrong_types(change, message):
+    assert refusal(**change) == message
+
+
+def test_an_int_is_a_float_where_a_float_is_meant():
+    rate = resolve(recipe(train__learning_rate=1)).train.learning_rate
+    assert rate == 1.0 and isinstance(rate, float)
+
+
+@pytest.mark.parametrize(
+    ("field", "outside", "inside", "interval"),
+    [
+        ("train__steps", (0, -1), (1, 10**9), "[1, inf)"),
+        ("model__dropout", (-0.1, 1.0, math.nan), (0.0, 0.999), "[0, 1)"),
+        ("task__mask_rate", (0.0, 1.0), (1e-6, 0.999), "(0, 1)"),
+        ("task__mask_token_share", (-0.01, 1.01), (0.0, 0.9), "[0, 1]"),
+        ("data__validation_share", (0.5,), (0.0, 0.49), "[0, 0.5)"),
+        ("model__initializer_range", (0.0, math.inf), (1e-9, 5.0), "(0, inf)"),
+        ("train__learning_rate", (-1e-9, math.inf, math.nan), (0.0, 1e9), "[0, inf)"),
+        ("optim__decay_share", (0.0, 1.1), (0.1, 1.0), "(0, 1]"),
+        ("data__tokenizer_size", (299,), (300,), "[300, inf)"),
+    ],
+)
+def test_bounds(field, outside, inside, interval):
+    path = field.replace("__", ".")
+    for value in outside:
+        assert refusal(**{field: value}) == f"config.{path}={value!r}: must be in {interval}"
+    for value in inside:
+        section, name = field.split("__")
+        assert getattr(getattr(resolve(recipe(**{field: value})), section), name) == value
+
+
+def test_every_number_has_a_lower_bound():
+    """A count of -1 or a rate of -0.1 must not get past the config."""
+    unbounded = [
+        f"{section.name}.{field.name}"
+        for section in dataclasses.fields(Config)
+        if dataclasses.is_dataclass(section.default)
+        for field in dataclasses.fields(section.default)
+        if field.type in ("int", "float") and field.metadata.get("low") is None
+    ]
+    assert unbounded == []
+
+
+CHECKS = {
+    "heads divide the width": (
+        "pretrain", {"model__hidden_size": 10, "model__num_heads": 3}, {"model__hidden_size": 12},
+        "config.model.num_heads=3: must divide model.hidden_size=10"),
+    "rotary heads are even": (
+        "pretrain", {"model__hidden_size": 12, "model__num_heads": 4}, {"model__positions": "learned"},
+        "config.model.num_heads=4: rotary positions need an even head size, not hidden_size / num_heads = 3"),
+    "length fits the model": (
+        "pretrain", {"data__max_length": 513}, {"data__max_length": 512},
+        "config.data.max_length=513: longer than the model; at most model.max_positions=512"),
+    "shares of masks": (
+        "pretrain", {"task__random_token_share": 0.3}, {"task__mask_token_share": 0.7},
+        "config.task.random_token_share=0.3: at most 1 - task.mask_token_share = 0.2"),
+    "accumulation divides the batch": (
+        "pretrain", {"train__accumulate": 3}, {"train__batch_size": 33},
+        "config.train.accumulate=3: must divide train.batch_size=32"),
+    "warm-up ends": (
+        "pretrain", {"optim__warmup_steps": 1001}, {"train__steps": 1001},
+        "config.optim.warmup_steps=1001: at most train.steps=1000"),
+    "a source": (
+        "pretrain", {"data__train": ""}, {"data__train": "text:a"},
+        "config.data.train='': name a source, such as text:corpus/*.txt or jsonl:train.jsonl"),
+    "pretraining's task": (
+        "pretrain", {"task__name": "classification"}, {"task__name": "masked_lm"},
+        "config.task.name='classification': the stage 'pretrain' trains 'masked_lm'"),
+    "pretraining's compression": (
+        "pretrain", {"compress__method": "int8"}, {"compress__method": "none"},
+        "config.compress.method='int8': the stage 'pretrain' writes no int8 model; compress after fine-tuning"),
+    "pretraining's start": (
+        "pretrain", {"model__init": "runs/a"}, {"model__init": ""},
+        "config.model.init='runs/a': the stage 'pretrain' starts from random weights"),
+    "fine-tuning's task": (
+        "finetune", {"task__name": "masked_lm"}, {"task__name": "regression"},
+        "config.task.name='masked_lm': the stage 'finetune' trains 'classification' or 'regression'"),
+    "the best checkpoint's metric": (
+        "finetune", {"checkpoint__best": "f1"}, {"checkpoint__best": "accuracy"},
+        "config.checkpoint.best='f1': the task 'classification' measures 'loss', 'accuracy'"),
+    "a regression has no accuracy": (
+        "finetune", {"checkpoint__best": "accuracy", "task__name": "regression"}, {"checkpoint__best": "loss"},
+        "config.checkpoint.best='accuracy': the task 'regression' measures 'loss'"),
+    "no bucket": (
+        "finetune", {"infer__lengths": ()}, {"infer__lengths": (4,)},
+        "config.infer.lengths=(): must be increasing lengths, each above 3"),
+    "buckets increase": (
+        "finetune", {"infer__lengths": (32, 16)}, {"infer__lengths": (16, 32)},
+        "config.infer.lengths=(32, 16): must be increasing lengths, each above 3"),
+    "buckets differ": (
+        "finetune", {"infer__lengths": (16, 16)}, {"infer__lengths": (16,)},
+        "config.infer.lengths=(16, 16): must be increasing lengths, each above 3"),
+    "buckets hold a text": (
+        "finetune", {"infer__lengths": (3, 16)}, {"infer__lengths": (4, 16)},
+        "config.infer.lengths=(3, 16): must be increasing lengths, each above 3"),
+    "no_decay": (
+        "pretrain", {"optim__no_decay": ("bias", "(")}, {"optim__no_decay": ("bias",)},
+        "config.optim.no_decay='(': not a regular expression ("),
+    "frozen": (
+        "pretrain", {"optim__frozen": ("[",)}, {"optim__frozen": ("layers",)},
+        "config.optim.frozen='[': not a regular expression ("),
+    "keep_float": (
+        "finetune", {"compress__keep_float": ("*",)}, {"compress__keep_float": ("head",)},
+        "config.compress.keep_float='*': not a regular expression ("),
+    "stages of a chain": (
+        "quickstart", {"pretrain__stage": "finetune", "pretrain__task__name": "classification"},
+        {"pretrain__stage": "pretrain", "pretrain__task__name": "masked_lm"},
+        "config.pretrain.stage='finetune': must be 'pretrain'"),
+    "start of a chain": (
+        "quickstart", {"finetune__model__init": "runs/a"}, {"finetune__model__init": ""},
+        "config.finetune.model.init='runs/a': a quickstart starts from its own pretraining"),
+    "one architecture in a chain": (
+        "quickstart", {"pretrain__model__hidden_size": 128}, {"finetune__model__hidden_size": 128},
+        "config.finetune.model.hidden_size=256: must equal config.pretrain.model.hidden_size=128"),
+    "checks reach into a chain": (
+        "quickstart", {"finetune__train__accumulate": 3}, {"finetune__train__accumulate": 2},
+        "config.finetune.train.accumulate=3: must divide train.batch_size=32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_fields_that_do_not_fit_together(name):
+    stage, wrong, mended, message = CHECKS[name]
+    assert refusal(stage, **wrong).startswith(message)
+    resolve(recipe(stage, **{**wrong, **mended}))
+
+
+def test_a_chain_shares_its_architecture_and_nothing_else():
+    changes = {"finetune__model__dropout": 0.3, "finetune__model__pooling": "cls", "pretrain__model__remat": "full"}
+    resolved = resolve(recipe("quickstart", **changes))
+    assert isinstance(resolved, QuickstartConfig) and resolved.finetune.model.dropout != resolved.pretrain.model.dropout
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("model.hiden_size", "8", 'config.model.hiden_size: unknown field; did you mean "hidden_size"?'),
+        ("pretrain.model.biass", "1", 'config.pretrain.model.biass: unknown field; did you mean "bias"?'),
+        ("modle.hidden_size", "8", 'config.modle: unknown field; did you mean "model"?'),
+        ("stage.name", "8", "config.stage.name: unknown field; it has no fields of its own"),
+        ("model.hidden_size", "abc", "config.model.hidden_size='abc': must be of type int"),
+        ("finetune.train.learning_rate", "abc", "config.finetune.train.learning_rate='abc': must be of type float"),
+        ("model.hidden_size", "8", "config.model.hidden_size: not a field of this recipe; did you mean "
+                                   "config.pretrain.model.hidden_size or config.finetune.model.hidden_size?"),
+        ("mesh", "8", "config.mesh='8': is a section; set one of its fields: shape"),
+    ],
+)  # fmt: skip
+def test_an_override_that_cannot_be_applied_is_explained(path, value, message):
+    assert explain_override(path, value) == message

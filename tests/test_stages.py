@@ -1,0 +1,309 @@
+"""Whole runs of a very small model: what they leave behind, how they resume, and what they start from."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lepton_jax import hub, infer, stages
+from lepton_jax.config import resolve
+from lepton_jax.core.errors import UserError
+from lepton_jax.core.weights import Int8
+from lepton_jax.train import loop
+from lepton_jax.train.logging import read_metrics
+
+REQUIRED = (
+    "pretrain.loss_first", "pretrain.loss_last", "pretrain.masked_accuracy", "pretrain.tokens_per_second",
+    "finetune.accuracy", "finetune.f1", "finetune.majority_accuracy", "finetune.from_scratch_accuracy",
+    "int8.accuracy", "int8.agreement", "int8.size_ratio", "int8.speedup", "wall_seconds",
+)  # fmt: skip
+TIMED = ("wall_seconds", "int8.speedup", "pretrain.tokens_per_second")  # differ from run to run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def differing(a, b) -> set[str]:
+    """Returns the paths of the leaves that differ."""
+    flat = [{jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(t)} for t in (a, b)]
+    assert flat[0].keys() == flat[1].keys()
+    return {path for path in flat[0] if not np.array_equal(flat[0][path], flat[1][path])}
+
+
+def run(config, folder: Path, **changes):
+    """Runs a recipe with changes `section__field=value`."""
+    for path, value in changes.items():
+        section, name = path.split("__")
+        config[section][name] = value
+    return stages.run(resolve(config), folder)
+
+
+def test_a_quickstart_leaves_all_its_files(quickstart):
+    assert {path.name for path in quickstart.iterdir()} == {
+        "config.json", "summary.json", "report.html", "pretrain", "finetune", "from_scratch"
+    }  # fmt: skip
+    common = {
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "summary.json",
+        "report.html",
+        "model.json",
+        "tokenizer",
+    }
+    assert {path.name for path in (quickstart / "pretrain").iterdir()} == common
+    assert {path.name for path in (quickstart / "from_scratch").iterdir()} == {*common, "predictions.jsonl"}
+    fine = quickstart / "finetune"
+    assert {path.name for path in fine.iterdir()} == {*common, "predictions.jsonl", "examples.jsonl", "int8"}
+    assert {path.name for path in (fine / "int8").iterdir()} == {"model.json", "tokenizer", "params"}
+    for part in ("pretrain", "finetune", "from_scratch"):
+        events = list((quickstart / part / "tensorboard").glob("events.out.tfevents.*"))
+        assert len(events) == 1 and events[0].stat().st_size > 100
+        assert f"<h2>{part}</h2>" in (quickstart / "report.html").read_text()
+    assert [line["text"] for line in lines(fine / "examples.jsonl")] == ["bright sweet", "sour bleak"]
+    assert {line["prediction"] for line in lines(fine / "examples.jsonl")} <= {"bad", "good"}
+
+
+def test_the_summary_holds_the_figures(quickstart):
+    summary = json.loads((quickstart / "summary.json").read_text())
+    assert set(REQUIRED) <= set(summary)
+    for name, value in summary.items():
+        if not name.endswith((".data", ".evaluated_on")):
+            assert isinstance(value, (int, float)) and math.isfinite(value), name
+    for name in summary:
+        if name.endswith(("accuracy", "f1", "agreement")):
+            assert 0 <= summary[name] <= 1, name
+    steps = [line for line in read_metrics(quickstart / "pretrain") if "loss" in line]
+    assert summary["pretrain.loss_first"] == steps[0]["loss"] != summary["pretrain.loss_last"] == steps[-1]["loss"]
+    assert summary["int8.size_ratio"] > 2 and summary["finetune.evaluated_on"] == "test"
+    parts = [
+        json.loads((quickstart / part / "summary.json").read_text())
+        for part in ("pretrain", "finetune", "from_scratch")
+    ]
+    assert summary["wall_seconds"] > sum(part["wall_seconds"] for part in parts)
+    assert summary["finetune.from_scratch_accuracy"] == parts[2]["finetune.accuracy"]
+
+
+def test_the_figures_are_those_of_the_predictions(quickstart):
+    fine = quickstart / "finetune"
+    summary, predictions = json.loads((fine / "summary.json").read_text()), lines(fine / "predictions.jsonl")
+    assert len(predictions) == summary["finetune.data"]["test"]["examples"] > 20
+    right = np.mean([line["label"] == line["prediction"] for line in predictions])
+    assert summary["int8.accuracy"] == pytest.approx(right)
+    texts, labels = [line["text"] for line in predictions], [line["label"] for line in predictions]
+    float32, int8 = infer.load(quickstart), infer.load(quickstart, "int8")
+    exact, rounded = float32(texts), int8(texts)
+    assert summary["finetune.accuracy"] == np.mean(
+        [out["label"] == label for out, label in zip(exact, labels, strict=True)]
+    )
+    agreement = np.mean([one["label"] == other["label"] for one, other in zip(exact, rounded, strict=True)])
+    assert summary["int8.agreement"] == pytest.approx(agreement)
+    assert [out["score"] for out in rounded] == pytest.approx([line["score"] for line in predictions], abs=1e-5)
+    assert [out["score"] for out in exact] != [out["score"] for out in rounded]
+    counts = {label: labels.count(label) for label in ("bad", "good")}
+    assert summary["finetune.majority_accuracy"] == counts["good"] / len(labels) > 0.5  # "good" leads in train
+
+
+def test_the_int8_folder_loads_as_what_the_run_measured(quickstart):
+    predictor = infer.load(quickstart / "finetune" / "int8", "int8")
+    assert isinstance(predictor.params["layers"]["feed_forward"]["up"]["kernel"], Int8)
+    line = lines(quickstart / "finetune" / "predictions.jsonl")[0]
+    assert predictor([line["text"]])[0]["score"] == pytest.approx(line["score"], abs=1e-5)
+
+
+def test_fine_tuning_started_from_the_pretrained_model_and_from_its_tokenizer(quickstart):
+    records = {
+        part: json.loads((quickstart / part / "config.json").read_text())["config"]
+        for part in ("finetune", "from_scratch")
+    }
+    assert records["finetune"]["model"]["init"] == str(quickstart / "pretrain")
+    assert records["from_scratch"]["model"]["init"] == "" and records["from_scratch"]["data"]["tokenizer"]
+    bundles = [hub.load(quickstart / part) for part in ("pretrain", "finetune", "from_scratch")]
+    assert len({bundle.tokenizer.fingerprint for bundle in bundles}) == 1
+    tables = [np.asarray(bundle.params["embeddings"]["token"]) for bundle in bundles]
+    near, far = np.abs(tables[0] - tables[1]).max(), np.abs(tables[0] - tables[2]).max()
+    assert 0 < near < 0.1 < far, "the fine-tuned table is the pretrained one, moved a little"
+
+
+def test_the_same_command_again_repeats_nothing(quickstart, tiny_config, monkeypatch):
+    before, summary = contents(quickstart), json.loads((quickstart / "summary.json").read_text())
+    monkeypatch.setattr(stages, "quickstart", None)
+    assert stages.run(resolve(tiny_config("quickstart")), quickstart) == summary
+    assert contents(quickstart) == before
+
+
+def test_a_quickstart_whose_end_was_lost_repeats_no_training(quickstart, tiny_config, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(quickstart, folder)
+    for name in ("summary.json", "report.html"):
+        (folder / name).unlink()
+    for part in ("pretrain", "finetune", "from_scratch"):  # a run's folder is part of its config
+        for file in (folder / part).rglob("*.json"):
+            file.write_text(file.read_text().replace(str(quickstart), str(folder)))
+    monkeypatch.setattr(stages, "fit", None)
+    before = contents(folder)
+    summary, old = (
+        stages.run(resolve(tiny_config("quickstart")), folder),
+        json.loads((quickstart / "summary.json").read_text()),
+    )
+    after = contents(folder)
+    assert set(after) - set(before) == {"summary.json", "report.html"} and before.items() <= after.items()
+    assert {name: summary[name] for name in summary if name not in TIMED} == {
+        name: old[name] for name in old if name not in TIMED
+    }
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_interrupted_again_and_again_gives_the_same_result(quickstart, tiny_config, tmp_path, monkeypatch):
+    config, killed = tiny_config("finetune"), tmp_path / "killed"
+    changes = {"data__tokenizer": str(quickstart / "pretrain"), "checkpoint__every": 6}
+    straight = run(config, tmp_path / "straight", **changes)
+
+    def stop(*arguments, **keywords):
+        raise Killed
+
+    def half(*arguments, **keywords):
+        loop.fit(*arguments, **keywords, until=6)
+        raise Killed
+
+    for name, broken, steps in (
+        ("fit", half, {"6"}),  # in the middle of training
+        ("_compare", stop, {"6", "12"}),  # trained and quantised, the int8 model not yet measured
+        ("_write_predictions", stop, {"6", "12"}),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(stages, name, broken)
+            run(config, killed, **changes)
+        assert steps >= {path.name for path in (killed / "checkpoints").iterdir()} >= {max(steps, key=int)}
+        assert (killed / "int8").exists() == (name != "fit") and not (killed / "summary.json").exists()
+    resumed = run(config, killed, **changes)
+    assert {k: v for k, v in resumed.items() if k not in TIMED} == {k: v for k, v in straight.items() if k not in TIMED}
+    assert not differing(hub.load(killed).params, hub.load(tmp_path / "straight").params)
+    losses = [
+        {line["step"]: line["loss"] for line in read_metrics(folder) if "loss" in line}
+        for folder in (killed, tmp_path / "straight")
+    ]
+    assert losses[0].items() >= losses[1].items() and len(losses[1]) > 5
+
+
+def test_fine_tuning_takes_over_the_encoder_and_not_the_head(quickstart, tiny_config, tmp_path):
+    """At a rate of 0 a step changes nothing, so the result is what training started from."""
+    still = {"train__steps": 1, "train__learning_rate": 0.0, "compress__method": "none", "infer__texts": ()}
+    source = hub.load(quickstart / "pretrain").params
+    config = tiny_config("finetune")  # with the defaults of a recipe, which give way to the model's own settings
+    config.model.update(
+        hidden_size=256, num_layers=4, num_heads=4, intermediate_size=1024, max_positions=512, pooling="cls"
+    )
+    run(config, tmp_path / "a", model__init=str(quickstart / "pretrain"), **still)
+    model = hub.load(tmp_path / "a").config
+    assert (model.hidden_size, model.num_layers, model.max_positions, model.pooling) == (16, 2, 16, "cls")
+    run(tiny_config("finetune"), tmp_path / "b", data__tokenizer=str(quickstart / "pretrain"), **still)
+    started, scratch = hub.load(tmp_path / "a").params, hub.load(tmp_path / "b").params
+    assert {"embeddings", "layers", "final_norm", "head"} == set(started) == set(source)
+    for name in ("embeddings", "layers", "final_norm"):
+        assert not differing(started[name], source[name])
+    assert differing(scratch["embeddings"], source["embeddings"]) and differing(scratch["layers"], source["layers"])
+    assert not differing(started["head"], scratch["head"]), "the head is new, and the same as without init"
+    assert started["head"].keys() != source["head"].keys()
+    assert not np.array_equal(started["head"]["dense"]["kernel"], source["head"]["dense"]["kernel"])
+
+
+def test_fine_tuning_again_starts_with_a_new_head(quickstart, tiny_config, tmp_path):
+    still = {
+        "train__steps": 1,
+        "train__learning_rate": 0.0,
+        "train__seed": 1,
+        "compress__method": "none",
+        "infer__texts": (),
+    }
+    run(tiny_config("finetune"), tmp_path / "a", model__init=str(quickstart), **still)
+    started, source = hub.load(tmp_path / "a").params, hub.load(quickstart).params
+    assert not differing(started["layers"], source["layers"])
+    assert differing(started["head"], source["head"]) >= {"['dense']['kernel']", "['output']['kernel']"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__hidden_size": 32}, r"config\.model\.hidden_size=32: the model in \S+ has 16; leave the field out"),
+        ({"model__gated": True}, r"config\.model\.gated=True: the model in \S+ has False; leave the field out"),
+        ({"data__max_length": 20, "model__max_positions": 512},
+         r"config\.data\.max_length=20: longer than the model in \S+; at most 16"),
+        ({"model__init": "finetune/int8"}, r"config\.model\.init='\S+': holds int8 weights; training needs float32"),
+        ({"model__init": "nowhere"}, r"nowhere: no model here \(no model\.json\)"),
+        ({"data__validation_share": 0.0}, r"data\.validation: there is no example to validate on"),
+        ({"model__vocab_size": 64, "model__init": ""}, r"config\.model\.vocab_size=64: the tokenizer has 400 pieces"),
+    ],
+)  # fmt: skip
+def test_what_a_model_cannot_start_from_is_refused(quickstart, tiny_config, tmp_path, changes, message):
+    changes = dict(changes)
+    init = changes.pop("model__init", "pretrain")
+    with pytest.raises(UserError, match=message):
+        run(tiny_config("finetune"), tmp_path / "run", model__init=init and str(quickstart / init), **changes)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json"}
+
+
+def test_regression_from_end_to_end(quickstart, tiny_config, corpus, tmp_path):
+    summary = run(
+        tiny_config("finetune"), tmp_path, task__name="regression", data__train=f"csv:{corpus}/rated.csv",
+        data__label="rating", data__tokenizer=str(quickstart / "pretrain"),
+    )  # fmt: skip
+    figures = ("mean_squared_error", "mean_absolute_error", "r2")
+    assert all(math.isfinite(summary[f"{part}.{name}"]) for part in ("finetune", "int8") for name in figures)
+    assert "finetune.majority_accuracy" not in summary and "int8.agreement" not in summary
+    predictions = lines(tmp_path / "predictions.jsonl")
+    assert {line["label"] for line in predictions} == {2.5, -1.0} and "Predictions against labels" in (
+        tmp_path / "report.html"
+    ).read_text()
+    error = np.mean([(line["label"] - line["prediction"]) ** 2 for line in predictions])
+    assert summary["int8.mean_squared_error"] == pytest.approx(error, rel=1e-4)
+    out = infer.load(tmp_path, "int8")(["bright sweet", "sour bleak"])
+    assert [list(one) for one in out] == [["score"], ["score"]] and all(isinstance(one["score"], float) for one in out)
+    assert [line["prediction"] for line in lines(tmp_path / "examples.jsonl")] == pytest.approx(
+        [one["score"] for one in out], abs=1e-5
+    )
+
+
+def test_a_quickstart_of_numbers_compares_errors(monkeypatch, tiny_config, tmp_path):
+    config = tiny_config("quickstart")
+    config.finetune.task.name = "regression"
+    parts = {
+        "pretrain": {},
+        "finetune": {"finetune.mean_squared_error": 1.0},
+        "from_scratch": {"finetune.mean_squared_error": 2.0},
+    }
+    monkeypatch.setattr(stages, "run", lambda config, folder: parts[folder.name])
+    summary, _ = stages.quickstart(resolve(config), tmp_path)
+    assert summary == {"finetune.mean_squared_error": 1.0, "finetune.from_scratch_mean_squared_error": 2.0}
+
+
+def test_tensorflow_is_never_imported():
+    """TFDS would import it at the first chance; a set is prepared and read, and everything imported."""
+    script = """
+import sys
+from lepton_jax import infer, main, stages
+from lepton_jax.data import sources
+examples = sources.load("tfds:movie_sentiment:train[:20]")
+assert len(examples) == 20 and set(examples.labels) <= {"negative", "positive"}
+assert "tensorflow_datasets" in sys.modules
+print(sorted(name for name in sys.modules if name.split(".")[0] in ("tensorflow", "keras", "torch")))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

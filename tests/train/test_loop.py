@@ -1,0 +1,216 @@
+"""The loop on real batches: resumed equals uninterrupted, what is logged when, and the best parameters."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from lepton_jax.checkpoint import Checkpoints
+from lepton_jax.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TaskConfig, TrainConfig
+from lepton_jax.core import sharding
+from lepton_jax.core.errors import UserError
+from lepton_jax.data import tokenizers
+from lepton_jax.data.batches import encode_documents, encode_examples, evaluation_batches, training_batches
+from lepton_jax.models.transformer import Transformer
+from lepton_jax.tasks import make_task
+from lepton_jax.train.loop import check_batch, fit
+
+LENGTH, BATCH = 12, 8
+
+
+@pytest.fixture(scope="module")
+def tokenizer(corpus, cache):
+    return tokenizers.train((corpus / "text.txt").read_text().split("\n\n"), size=400, cache=cache)
+
+
+@pytest.fixture(scope="module")
+def examples(corpus):
+    """Returns (texts, labels 0 and 1)."""
+    lines = [json.loads(line) for line in (corpus / "labelled.jsonl").read_text().splitlines()]
+    return [line["text"] for line in lines], np.array([line["label"] == "good" for line in lines], np.int32)
+
+
+class Run:
+    """A run as a stage would set it up; `fit` may be called again and again, each time with new iterators."""
+
+    def __init__(self, folder, model, tokenizer, texts, labels=None, validation_labels=None, **sections):
+        task = TaskConfig(name="masked_lm" if labels is None else "classification", mask_rate=0.3)
+        sections = {
+            "train": TrainConfig(steps=4, batch_size=BATCH, learning_rate=0.01, log_every=1),
+            "optim": OptimConfig(warmup_steps=1),
+            "checkpoint": CheckpointConfig(every=2, keep=3),
+            "evaluate": EvaluateConfig(every=2, batch_size=BATCH),
+            **sections,
+        }
+        self.folder, self.config = folder, Config(model=model, task=task, **sections)
+        self.task, self.mesh = make_task(task, tokenizer, 2), sharding.make_mesh("data=4,fsdp=2")
+        self.model = Transformer(model, self.task.head, self.task.num_outputs)
+        encode = encode_documents if labels is None else encode_examples
+        extra = [str(folder.parent / "cache")] if labels is None else []
+        rows = encode(tokenizer, texts, LENGTH, *extra)
+        self.rows, self.held_out = rows[20:], rows[:20]
+        self.common = {"max_length": LENGTH, "pack": labels is None, "pad_id": tokenizer.pad_id}
+        self.labels = None if labels is None else labels[20:]
+        held_out_labels = labels if validation_labels is None else validation_labels
+        self.held_out_labels = None if labels is None else held_out_labels[:20]
+
+    def training(self):
+        return training_batches(self.rows, self.config.train.batch_size, labels=self.labels, seed=0, **self.common)
+
+    def validation(self):
+        return evaluation_batches(self.held_out, BATCH, labels=self.held_out_labels, **self.common)
+
+    def fit(self, **arguments):
+        batches = self.training()
+        try:
+            return fit(
+                self.config, self.folder, mesh=self.mesh, task=self.task, model=self.model, batches=batches,
+                validation=self.validation, **arguments,
+            )  # fmt: skip
+        finally:
+            batches.close()
+
+    def lines(self):
+        text = (self.folder / "metrics.jsonl").read_text()
+        return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in text.splitlines()]
+
+
+@pytest.fixture
+def make_run(training, tokenizer, examples, tmp_path):
+    def make(name, **arguments):
+        model = dataclasses.replace(training().config, vocab_size=448, dropout=arguments.pop("dropout", 0.0))
+        return Run(tmp_path / name, model, tokenizer, examples[0], **arguments)
+
+    return make
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Every batch that was put on the devices, of training and evaluation."""
+    found, put = [], sharding.put_batch
+
+    def record(batch, mesh):
+        found.append({name: value.copy() for name, value in batch.items()})
+        return put(batch, mesh)
+
+    monkeypatch.setattr(sharding, "put_batch", record)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["packed masked LM", "accumulated classification"])
+def test_two_and_two_steps_equal_four_bit_for_bit(make_run, examples, numbers, seen, kind):
+    settings = {"packed masked LM": {"dropout": 0.1}, "accumulated classification": {
+        "labels": examples[1], "dropout": 0.1,
+        "train": TrainConfig(steps=4, batch_size=2 * BATCH, learning_rate=0.01, log_every=1, accumulate=2),
+    }}[kind]  # fmt: skip
+    whole, halves = make_run("whole", **settings), make_run("halves", **settings)
+    wanted = whole.fit()
+    straight = [*seen]
+    seen.clear()
+    half = halves.fit(until=2)
+    assert int(half.state.step) == 2 and int(wanted.state.step) == 4
+    at_two = numbers(half.state)
+    assert halves.lines() != whole.lines() and halves.lines() == whole.lines()[: len(halves.lines())]
+    found = halves.fit()
+    assert int(found.state.step) == 4
+
+    # Mid-epoch: batches of other rows still lie ahead; and the four differ.
+    held_out = {batch["token_ids"].tobytes() for batch in whole.validation()}
+    trained = [batch for batch in straight if batch["token_ids"].tobytes() not in held_out]
+    tokens = sum(int((batch["attention_mask"] > 0).sum()) for batch in trained)
+    assert len(trained) == 4 and tokens < sum(map(len, whole.rows))
+    assert len({batch["token_ids"].tobytes() for batch in trained}) == 4
+    if kind == "packed masked LM":
+        assert trained[2]["attention_mask"].max() > 1
+    assert len(straight) == len(seen)
+    for one, other in zip(straight, seen, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+    four, resumed = numbers(wanted.state), numbers(found.state)
+    assert all((at_two[path] != four[path]).any() for path in four if path.startswith("params/layers/")), "2 is not 4"
+    assert {path.split("/")[0] for path in four} == {"step", "params", "opt_state", "rng"}
+    assert four.keys() == resumed.keys()
+    for path, value in four.items():
+        np.testing.assert_array_equal(value, resumed[path], err_msg=path)
+    for path, value in numbers(wanted.params).items():
+        np.testing.assert_array_equal(value, numbers(found.params)[path], err_msg=path)
+    assert halves.lines() == whole.lines()
+    assert [line["step"] for line in whole.lines()] == [1, 2, 2, 3, 4, 4]
+
+    seen.clear()
+    again = halves.fit()
+    assert not seen and halves.lines() == whole.lines(), "a finished run is not trained again"
+    for path, value in numbers(again.state).items():
+        np.testing.assert_array_equal(value, four[path], err_msg=path)
+
+
+def test_the_best_parameters_are_returned_and_every_line_belongs_to_its_step(make_run, examples, numbers):
+    """The validation set has the opposite labels: the better the training, the worse its loss."""
+    labels = examples[1]
+    run = make_run(
+        "worse", labels=labels, validation_labels=1 - labels,
+        train=TrainConfig(steps=7, batch_size=BATCH, learning_rate=0.01, log_every=3),
+        optim=OptimConfig(schedule="linear", warmup_steps=2), checkpoint=CheckpointConfig(every=2, keep=1),
+        evaluate=EvaluateConfig(every=2, batch_size=BATCH),
+    )  # fmt: skip
+    fitted = run.fit()
+    losses = {line["step"]: line["validation/loss"] for line in run.lines() if "validation/loss" in line}
+    assert list(losses) == [2, 4, 6, 7] and min(losses, key=losses.get) == 2 and losses[7] > losses[2] + 1e-3
+    with Checkpoints(run.folder / "checkpoints", run.config.checkpoint, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [2, 7]
+        saved = checkpoints.restore_params(2, fitted.params)
+    jax.tree.map(lambda a, b: a.sharding == b.sharding or pytest.fail(str(a)), fitted.params, fitted.state.params)
+    best, last = numbers(fitted.params), numbers(fitted.state.params)
+    assert all((best[path] != last[path]).any() for path in best)
+    for path, value in numbers(saved).items():
+        np.testing.assert_array_equal(value, best[path])
+    early = run.fit(until=2)  # nothing is left to do; the state is that of step 7, the best one still that of step 2
+    assert int(early.state.step) == 7
+    for path, value in numbers(early.params).items():
+        np.testing.assert_array_equal(value, best[path])
+
+    # Logged: the first step, every third, the last; each with its own rate, 1/2 and 1 of the peak, then 4/5, ...
+    rates = {line["step"]: line["learning_rate"] for line in run.lines() if "learning_rate" in line}
+    assert rates == pytest.approx({1: 0.005, 3: 0.01, 6: 0.004, 7: 0.002}, rel=1e-5)
+
+    other = make_run("better", labels=labels, train=run.config.train, optim=run.config.optim,
+                     checkpoint=run.config.checkpoint, evaluate=run.config.evaluate)  # fmt: skip
+    fitted = other.fit(until=4)
+    losses = {line["step"]: line["validation/loss"] for line in other.lines() if "validation/loss" in line}
+    assert losses[4] < losses[2]
+    assert fitted.params is fitted.state.params
+
+
+# --- batches and devices
+
+
+def sized(size, accumulate=1, evaluation=64):
+    train = TrainConfig(batch_size=size, accumulate=accumulate)
+    return Config(train=train, evaluate=EvaluateConfig(batch_size=evaluation))
+
+
+@pytest.mark.parametrize("shape", ["data=8", "data=4,fsdp=2", "fsdp=8"])
+def test_a_batch_must_divide_among_data_and_fsdp(shape):
+    mesh = sharding.make_mesh(shape)
+    check_batch(sized(16), mesh)
+    check_batch(sized(16, accumulate=2), mesh)
+    with pytest.raises(
+        UserError, match=r"^config\.train\.batch_size=12: must be a multiple of 8, the mesh's rows \(data x fsdp\)"
+    ):
+        check_batch(sized(12), mesh)
+    with pytest.raises(
+        UserError, match=r"train\.batch_size=24: must be a multiple of 16, .* times train\.accumulate=2$"
+    ):
+        check_batch(sized(24, accumulate=2), mesh)
+    with pytest.raises(
+        UserError, match=r"^config\.finetune\.evaluate\.batch_size=20: must be a multiple of 8, [^,]*\(data x fsdp\)$"
+    ):
+        check_batch(sized(16, accumulate=2, evaluation=20), mesh, "config.finetune")
+
+
+def test_the_tensor_axis_takes_no_rows():
+    check_batch(sized(4, evaluation=4), sharding.make_mesh("data=2,fsdp=2,tensor=2"))
+    with pytest.raises(UserError, match=r"batch_size=2: must be a multiple of 4"):
+        check_batch(sized(2, evaluation=4), sharding.make_mesh("data=2,fsdp=2,tensor=2"))
