@@ -11,6 +11,8 @@ the hardware; set `model.dtype=bfloat16` on GPU and TPU.
 On a laptop's CPU (2 cores, float32) `nano` trains at about 15,000 tokens/s.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from lepton_jax.config import default_config
@@ -23,7 +25,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     size = arg or "tiny"
     if size not in SIZES:
         raise UserError(f"configs/pretrain.py:{arg}: unknown size; {nearest(arg, list(SIZES))}")
-    config = default_config("pretrain")
+    config: Any = default_config("pretrain")
     config.model.update(SIZES[size])
     # Three matrices in place of two: two thirds of the width, rounded up to 64s, keep the number of parameters.
     width = -(-config.model.intermediate_size * 2 // 3 // 64) * 64

@@ -39,7 +39,9 @@ def main(argv: list[str]) -> None:
         config = quickstart.get_config(VARIANT.value)
         config.pretrain.train.seed = config.finetune.train.seed = seed
         summary = stages.run(resolve(config), Path(WORKDIR.value) / f"seed{seed}")
-        rows.append([summary[f"finetune.{name}"] for name in ("majority_accuracy", "from_scratch_accuracy", "accuracy")])
+        rows.append(
+            [summary[f"finetune.{name}"] for name in ("majority_accuracy", "from_scratch_accuracy", "accuracy")]
+        )
     accuracy = np.asarray(rows)
     gains = accuracy[:, 2] - accuracy[:, 1]
     print("\n| seed | majority | from scratch | pretrained | gain |\n|---|---|---|---|---|")

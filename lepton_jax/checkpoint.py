@@ -147,7 +147,7 @@ class Checkpoints:
         Raises:
           UserError: a damaged manifest.
         """
-        sign = 1 if self._config.best_mode == "min" else -1
+        sign = 1 if self._config.best == "loss" else -1
         scores = {}
         for step in self.steps():
             metrics = _read_manifest(self._folder / str(step), self._advice(step))["metrics"] or {}

@@ -118,8 +118,7 @@ class MeshConfig:
 class CheckpointConfig:
     every: int = _number(200, 1)  # steps; the last step is always saved
     keep: int = _number(1, 1)  # newest checkpoints kept; the best one is kept besides
-    best: str = "loss"  # the validation metric that decides which checkpoint is best
-    best_mode: Literal["min", "max"] = "min"
+    best: Literal["loss", "accuracy"] = "loss"  # of validation; the lowest loss or the highest accuracy is best
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The command line: the only file with flags.
 
-    python -m lepton_jax.main --config=configs/NAME.py[:ARG] --workdir=DIR [--config.section.field=value ...]
+python -m lepton_jax.main --config=configs/NAME.py[:ARG] --workdir=DIR [--config.section.field=value ...]
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _run(argv: list[str]) -> None:
 
         from lepton_jax import report, stages  # after the config is known to be right: these load JAX
 
-        summary = stages.run(config, WORKDIR.value)
+        summary = stages.run(config, str(WORKDIR.value))
     except UserError as error:
         _fail(error)
     Console().print(report.summary_table(summary))

@@ -52,11 +52,15 @@ def run(config: Config | QuickstartConfig, folder: str | Path) -> Summary:
     if (folder / "summary.json").exists():
         return workdir.read_json(folder / "summary.json")
     start = time.perf_counter()
-    if isinstance(config, QuickstartConfig):
-        summary, sections = quickstart(config, folder)
-    else:
-        stage = pretrain if config.stage == "pretrain" else finetune
-        summary, sections = stage(config, folder, meshes[0]), {config.stage: folder}
+    try:
+        if isinstance(config, QuickstartConfig):
+            summary, sections = quickstart(config, folder)
+        else:
+            stage = pretrain if config.stage == "pretrain" else finetune
+            summary, sections = stage(config, folder, meshes[0]), {config.stage: folder}
+    except UserError:  # mostly data that were not as the config said
+        workdir.release(folder)
+        raise
     summary["wall_seconds"] = time.perf_counter() - start
     report.write_report(folder / "report.html", sections, summary)
     workdir.write_json(folder / "summary.json", summary)  # last: with it, the run is complete
@@ -207,8 +211,8 @@ def _fit(
         )
     hub.describe(folder, card, tokenizer)
     model = Transformer(card.model, card.head, card.num_outputs)
-    shard = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    common = {
+    shard: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    common: dict[str, Any] = {
         "max_length": card.max_length,
         "pad_id": tokenizer.pad_id,
         "pack": card.head == "masked_lm" and config.data.pack,
@@ -282,7 +286,7 @@ def _write_predictions(path: Path, predictions: list[Prediction], examples: Exam
 
 def _keep_compiled(cache: str) -> None:
     """Turns JAX's persistent compilation cache on, unless the environment or the caller has chosen one."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder(cache) / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -65,6 +65,15 @@ def claim(workdir: Path, config: Any) -> None:
         write_json(path, {"config": wanted} | _environment())
 
 
+def release(workdir: Path) -> None:
+    """Undoes `claim` where the run has written nothing else, so that a corrected command may have the folder."""
+    others = [entry for entry in workdir.iterdir() if entry.name != "config.json"]
+    if jax.process_index() == 0 and all(entry.is_dir() and not any(entry.iterdir()) for entry in others):
+        for empty in others:  # what the runs of a chain were to have
+            empty.rmdir()
+        (workdir / "config.json").unlink()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` to `path` as JSON, whole or not at all: a crash leaves the old file or the new one.
 

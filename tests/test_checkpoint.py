@@ -161,14 +161,14 @@ def test_a_state_restores_on_another_mesh(tmp_path: Path, shape: tuple[int, ...]
 def test_only_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     state, data = make_state(), make_data()
     losses = {1: 0.9, 2: 0.2, 3: None, 4: 0.2, 5: float("nan"), 6: 0.7}
-    with Checkpoints(tmp_path, CheckpointConfig(keep=2, best="loss", best_mode="min")) as checkpoints:
+    with Checkpoints(tmp_path, CheckpointConfig(keep=2, best="loss")) as checkpoints:
         assert checkpoints.steps() == [] and checkpoints.latest() is None and checkpoints.best() is None
         for step, loss in losses.items():
             checkpoints.save(step, state, data, None if loss is None else {"loss": loss, "accuracy": step / 10})
         checkpoints.wait()
         assert checkpoints.steps() == [2, 5, 6] and checkpoints.latest() == 6 and checkpoints.best() == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "5", "6"]
-    by_accuracy = CheckpointConfig(best="accuracy", best_mode="max")
+    by_accuracy = CheckpointConfig(best="accuracy")
     assert Checkpoints(tmp_path, by_accuracy, read_only=True).best() == 6
 
 

@@ -193,7 +193,7 @@ CHECKS = {
         "config.task.name='masked_lm': the stage 'finetune' trains 'classification' or 'regression'"),
     "the best checkpoint's metric": (
         "finetune", {"checkpoint__best": "f1"}, {"checkpoint__best": "accuracy"},
-        "config.checkpoint.best='f1': the task 'classification' measures 'loss', 'accuracy'"),
+        "config.checkpoint.best='f1': must be one of 'loss', 'accuracy'"),
     "a regression has no accuracy": (
         "finetune", {"checkpoint__best": "accuracy", "task__name": "regression"}, {"checkpoint__best": "loss"},
         "config.checkpoint.best='accuracy': the task 'regression' measures 'loss'"),

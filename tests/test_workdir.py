@@ -196,3 +196,14 @@ def test_git_revision_is_of_the_tree_that_tracks_the_package(tmp_path: Path) -> 
     assert workdir.git_revision(installed) is None  # untracked: a virtual environment inside a repository
     (package / "__init__.py").write_text("changed = True")
     assert workdir.git_revision(package) == f"{commit}-dirty"
+
+
+def test_a_run_that_wrote_nothing_gives_its_folder_back(tmp_path: Path) -> None:
+    for made, kept in ((None, []), ("pretrain", []), ("pretrain/model.json", ["config.json", "pretrain"])):
+        folder = tmp_path / str(kept) / str(made).replace("/", "_")
+        workdir.claim(folder, Config())
+        if made is not None:
+            (folder / made).parent.mkdir(exist_ok=True)
+            (folder / made).write_text("{}") if "." in made else (folder / made).mkdir()
+        workdir.release(folder)
+        assert sorted(entry.name for entry in folder.iterdir()) == kept

@@ -10,6 +10,7 @@ measured in the same run by turns with the step; `of floor` is floor / step. The
 from __future__ import annotations
 
 import math
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -53,7 +54,8 @@ def seconds(fn: Callable[[], Any]) -> float:
 
 def main(argv: list[str]) -> None:
     del argv
-    config = ModelConfig(vocab_size=VOCABULARY, dtype=DTYPE.value, unroll=0, **SIZES[SIZE.value])
+    dtype: Any = DTYPE.value
+    config = ModelConfig(vocab_size=VOCABULARY, dtype=dtype, unroll=0, **SIZES[SIZE.value])
     model, optim, train = Transformer(config, "masked_lm"), OptimConfig(), TrainConfig()
     task = MaskedLM(TaskConfig(), VOCABULARY, 4, SPECIAL)
     mesh = sharding.make_mesh("data=-1")
@@ -64,7 +66,12 @@ def main(argv: list[str]) -> None:
     step = jit_train_step(step, state, mesh)
     ids = np.random.default_rng(0).integers(len(SPECIAL), VOCABULARY, (ROWS, LENGTH)).astype(np.int32)
     positions = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))
-    batch = {"token_ids": ids, "attention_mask": np.ones_like(ids), "positions": positions, "weight": np.ones(ROWS, np.float32)}
+    batch = {
+        "token_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "positions": positions,
+        "weight": np.ones(ROWS, np.float32),
+    }
     batch = sharding.put_batch(batch, mesh)
 
     side = 2048
@@ -89,7 +96,8 @@ def main(argv: list[str]) -> None:
     print("| machine | jax | size, dtype | tokens/s | step | floor | of floor | product rate | first step |")
     print("|---|---|---|---|---|---|---|---|---|")
     print(
-        f"| {len(jax.devices())} x {device.device_kind}, {platform.machine()} | {jax.__version__} | {SIZE.value}, {DTYPE.value} "
+        f"| {device.device_kind}, {platform.machine()}, {os.cpu_count()} cores | {jax.__version__} "
+        f"| {SIZE.value}, {DTYPE.value} "
         f"| {ROWS * LENGTH / step_seconds:,.0f} | {1e3 * step_seconds:.0f} ms | {1e3 * floor:.0f} ms "
         f"| {floor / step_seconds:.0%} | {rate / 1e9:,.0f} GFLOP/s | {first:.1f} s |"
     )

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -20,10 +21,10 @@ from lepton_jax.core.errors import UserError, nearest
 
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")  # the axes over which the rows of a batch are split
-Rules = Sequence[tuple[str, tuple[str | None, ...]]]
+Rules: TypeAlias = Sequence[tuple[str, tuple[str | None, ...]]]
 
 
-def make_mesh(shape: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(shape: str, devices: Sequence[Any] | None = None) -> Mesh:
     """Builds the mesh of a description such as "data=2,fsdp=4" or "data=-1,tensor=2".
 
     Args:
@@ -34,7 +35,7 @@ def make_mesh(shape: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
       UserError: an unknown axis, a malformed size, or sizes that do not use every device.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = dict.fromkeys(AXES, 1)
+    sizes: dict[str, int] = dict.fromkeys(AXES, 1)
     for part in filter(None, shape.replace(" ", "").split(",")):
         axis, _, size = part.partition("=")
         if axis not in sizes:
@@ -57,7 +58,7 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
     """Returns the NamedSharding of every leaf, by the first rule that its path matches.
 
     A rule's axes are aligned with the last axes of an array, so that one rule serves a layer and a stack of
-    layers. Scalars, and axes of size 1, are replicated. Optimizer state follows the parameters, whose paths end its own.
+    layers. Scalars, and axes of size 1, are replicated. The paths of optimizer state end in those of parameters.
 
     Raises:
       UserError: no rule covers an array, or an axis of an array does not divide among the devices of its mesh axis.
@@ -65,7 +66,7 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
 
     def of(path: str, leaf: Any) -> NamedSharding:
         shape = leaf.shape
-        if not shape or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if not shape or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return replicated(mesh)
         axes = trees.first_match(rules, path)[-len(shape) :]
         axes = (None,) * (len(shape) - len(axes)) + tuple(axes)

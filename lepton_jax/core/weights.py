@@ -71,7 +71,9 @@ class Int8(Weight):
           ValueError: the scales run along K, so they cannot be taken out of the sum over K.
         """
         if self.scale.shape[-2] != 1:
-            raise ValueError(f"Int8.dot: scale {self.scale.shape} must have one entry an output channel of {self.shape}")
+            raise ValueError(
+                f"Int8.dot: scale {self.scale.shape} must have one entry an output channel of {self.shape}"
+            )
         # Without the barrier XLA fuses what made x (an erf, say) into both passes below and computes it twice.
         rows = quantize(lax.optimization_barrier(x), axis=-1)
         products = lax.dot_general(rows.values, self.values, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)

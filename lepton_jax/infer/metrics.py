@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ def classification_metrics(labels: Sequence[str], predicted: Sequence[str], clas
     """
     from sklearn import metrics
 
-    per_class = metrics.f1_score(labels, predicted, labels=list(classes), average=None, zero_division=0.0)
+    per_class: Any = metrics.f1_score(labels, predicted, labels=list(classes), average=None, zero_division=0.0)  # pyright: ignore[reportArgumentType]
     macro = float(np.mean(per_class))
     f1 = float(per_class[1]) if len(classes) == 2 else macro
     return {"accuracy": float(metrics.accuracy_score(labels, predicted)), "f1": f1, "macro_f1": macro}

@@ -30,7 +30,7 @@ def load(folder: str | Path, precision: Precision = "float32", config: InferConf
     Args:
       folder: see `hub.load`.
       precision: "float32"; "bfloat16" (parameters and computation); "int8" (weights per output channel,
-        activations per token, accumulated in int32; the rest float32). A folder that holds int8 weights loads as "int8" only.
+        activations per token, accumulated in int32; the rest float32). A folder with int8 weights loads as int8 only.
       config: buckets and batch size.
 
     Raises:
@@ -126,7 +126,8 @@ def forward(
     model: Transformer, card: hub.Card, params: Any, token_ids: jax.Array, attention_mask: jax.Array
 ) -> jax.Array:
     """Returns float32 [N, outputs] for int32 [N, T] tokens; pure, so that it can be jitted, lowered and read."""
-    logits = model.apply({"params": params}, token_ids, attention_mask)["logits"].astype(jnp.float32)
+    out: Any = model.apply({"params": params}, token_ids, attention_mask)
+    logits = out["logits"].astype(jnp.float32)
     if card.task.name == "regression":
         return logits
     return jax.nn.softmax(logits) if card.task.loss == "cross_entropy" else jax.nn.sigmoid(logits)

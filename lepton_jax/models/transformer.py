@@ -39,7 +39,7 @@ class Block(nn.Module):
         for name, layer in (("attention", SelfAttention(config, name="attention")),
                             ("feed_forward", FeedForward(config, name="feed_forward"))):  # fmt: skip
             norm = make_norm(config, f"{name}_norm")
-            arguments = (segments_BxT, angles_BxTxR) if name == "attention" else ()
+            arguments: Any = (segments_BxT, angles_BxTxR) if name == "attention" else ()
             if config.norm_position == "pre":
                 x_BxTxD = x_BxTxD + dropout(layer(norm(x_BxTxD), *arguments))
             else:
@@ -50,7 +50,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """The encoder with one of the heads.
 
-    Parameters: `embeddings`, `layers` (every leaf with a leading axis of num_layers), `final_norm` (pre-norm only), `head`.
+    Parameters: `embeddings`, `layers` (every leaf has a leading axis num_layers), `final_norm` (if pre-norm), `head`.
     """
 
     config: ModelConfig
@@ -100,7 +100,8 @@ class Transformer(nn.Module):
         if config.remat != "none":
             # Under scan, XLA cannot merge the second computation with the first: no need to prevent it.
             block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-        layers = nn.scan(
+        scan: Any = nn.scan  # its stub knows fewer kinds of axes than it takes
+        layers = scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
@@ -124,7 +125,8 @@ class Transformer(nn.Module):
 
 def init_params(model: Transformer, key: jax.Array) -> dict[str, Any]:
     """Returns freshly initialised parameters: nested dicts of float32 arrays."""
-    return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+    variables: Any = model.init(key, jnp.zeros((1, 2), jnp.int32))
+    return variables["params"]
 
 
 def abstract_params(model: Transformer) -> dict[str, Any]:

@@ -19,8 +19,15 @@ Metrics = dict[str, jax.Array]
 class Task(Protocol):
     """What training needs to know of an objective."""
 
-    head: Head  # the model's head that it trains
-    num_outputs: int  # of that head
+    @property
+    def head(self) -> Head:
+        """The model's head that it trains."""
+        ...
+
+    @property
+    def num_outputs(self) -> int:
+        """Of that head."""
+        ...
 
     def loss(
         self, model: Transformer, params: Any, batch: Batch, rng: jax.Array, train: bool = True

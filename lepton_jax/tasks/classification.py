@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ class Classification:
     num_outputs: int
     kind: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
 
-    head: ClassVar[Head] = "classification"
+    head: Head = "classification"
 
     def loss(
         self, model: Transformer, params: Any, batch: dict[str, jax.Array], rng: jax.Array, train: bool = True
@@ -38,11 +38,12 @@ def apply_to_rows(
     model: Transformer, params: Any, batch: dict[str, jax.Array], rng: jax.Array, train: bool
 ) -> jax.Array:
     """Returns the logits [B, num_outputs] of a batch of rows."""
-    return model.apply(
+    out: Any = model.apply(
         {"params": params},
         batch["token_ids"],
         batch["attention_mask"],
         positions=batch["positions"],
         train=train,
         rngs={"dropout": rngs.stream(rng, "dropout")},
-    )["logits"]
+    )
+    return out["logits"]

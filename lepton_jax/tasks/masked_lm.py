@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,8 @@ class MaskedLM:
     mask_id: int
     special: tuple[int, ...]  # ids that are never predicted
 
-    head: ClassVar[Head] = "masked_lm"
-    num_outputs: ClassVar[int] = 0
+    head: Head = "masked_lm"
+    num_outputs: int = 0
 
     def loss(
         self, model: Transformer, params: Any, batch: dict[str, jax.Array], rng: jax.Array, train: bool = True
@@ -35,7 +35,7 @@ class MaskedLM:
         """See `Task.loss`; the metrics are `loss`, `accuracy` and `weight`, the number of predicted positions."""
         masked = self.mask(rngs.stream(rng, "mask"), batch["token_ids"], batch["attention_mask"])
         inputs, predict, targets, weight = masked
-        out = model.apply(
+        out: Any = model.apply(
             {"params": params},
             inputs,
             batch["attention_mask"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ from lepton_jax.tasks.losses import squared_error, weighted_mean
 class Regression:
     """One float label a row, by mean squared error."""
 
-    num_outputs: ClassVar[int] = 1
-    head: ClassVar[Head] = "classification"
+    num_outputs: int = 1
+    head: Head = "classification"
 
     def loss(
         self, model: Transformer, params: Any, batch: dict[str, jax.Array], rng: jax.Array, train: bool = True

@@ -44,8 +44,9 @@ def abstract_state(
       UserError: a parameter that no sharding rule covers, or that does not divide among the devices.
     """
     params = abstract_params(model)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32),
+        step=step,
         params=params,
         opt_state=jax.eval_shape(optimizer.init, trees.split(params, trainable(config, params))[0]),
         rng=jax.eval_shape(lambda: jax.random.key(0)),

@@ -12,8 +12,14 @@ from lepton_jax.core.errors import UserError
 
 @pytest.mark.parametrize(
     ("shape", "sizes"),
-    [("data=-1", (8, 1, 1)), ("", None), ("data=2,fsdp=4", (2, 4, 1)), ("fsdp=-1, tensor=2", (1, 4, 2)), ("data=2,fsdp=2,tensor=2", (2, 2, 2))],
-)  # fmt: skip
+    [
+        ("data=-1", (8, 1, 1)),
+        ("", None),
+        ("data=2,fsdp=4", (2, 4, 1)),
+        ("fsdp=-1, tensor=2", (1, 4, 2)),
+        ("data=2,fsdp=2,tensor=2", (2, 2, 2)),
+    ],
+)
 def test_mesh_shapes(shape, sizes):
     if sizes is None:
         with pytest.raises(UserError, match="must multiply to the 8 devices"):
@@ -41,9 +47,19 @@ def test_bad_mesh_shapes(shape, message):
 def test_rules_are_aligned_with_the_last_axes():
     mesh = sharding.make_mesh("fsdp=4,tensor=2")
     rules = (("kernel", ("fsdp", "tensor")), ("", (None,)))
-    tree = {"one": {"kernel": jnp.ones((8, 4))}, "stack": {"kernel": jnp.ones((3, 8, 4))}, "norm": jnp.ones((3, 8)), "count": jnp.ones(())}
+    tree = {
+        "one": {"kernel": jnp.ones((8, 4))},
+        "stack": {"kernel": jnp.ones((3, 8, 4))},
+        "norm": jnp.ones((3, 8)),
+        "count": jnp.ones(()),
+    }
     specs = jax.tree.map(lambda s: s.spec, sharding.shardings(tree, mesh, rules))
-    assert specs == {"one": {"kernel": P("fsdp", "tensor")}, "stack": {"kernel": P(None, "fsdp", "tensor")}, "norm": P(None, None), "count": P()}
+    assert specs == {
+        "one": {"kernel": P("fsdp", "tensor")},
+        "stack": {"kernel": P(None, "fsdp", "tensor")},
+        "norm": P(None, None),
+        "count": P(),
+    }
 
 
 def test_axes_of_size_one_are_replicated():

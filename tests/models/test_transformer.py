@@ -143,7 +143,9 @@ def test_remat_changes_no_gradient(remat):
     gradients = [jax.grad(lambda p, m=m: apply(m, p)["logits"].std()) for m in (model, saving)]
     programs = [str(jax.make_jaxpr(gradient)(params)) for gradient in gradients]
     assert ["remat" in program or "checkpoint" in program for program in programs] == [False, True]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *(gradient(params) for gradient in gradients))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *(gradient(params) for gradient in gradients)
+    )
 
 
 def test_dropout_is_active_only_in_training():
@@ -190,6 +192,6 @@ PARAMETERS = {"nano": 4_303_872, "tiny": 10_973_696, "small": 34_543_616, "base"
 
 @pytest.mark.parametrize("size", SIZES)
 def test_named_sizes_have_pinned_parameter_counts(size):
-    """Without the head, vocabulary 30,522. A changed count means that saved models no longer load: pin a new one knowingly."""
+    """Without the head, vocabulary 30,522. With another count saved models no longer load: change it knowingly."""
     config = ModelConfig(vocab_size=30_522, **SIZES[size])
     assert trees.count(abstract_params(Transformer(config))) == PARAMETERS[size]
