@@ -52,19 +52,19 @@ def get_config(arg: str = "en") -> ConfigDict:
 
     pretrain.data.update(train=corpus, validation=validation, max_length=64, tokenizer_size=8000)
     pretrain.model.update(hidden_size=128, num_layers=2, num_heads=4, intermediate_size=512, max_positions=64, unroll=0)
-    pretrain.train.update(steps=2400, batch_size=32, learning_rate=2e-3, log_every=50)
+    pretrain.train.update(steps=2000, batch_size=32, learning_rate=2e-3, log_every=50)
     pretrain.optim.warmup_steps = 100
-    pretrain.evaluate.every = pretrain.checkpoint.every = 600
+    pretrain.evaluate.every = pretrain.checkpoint.every = 500
 
     for name in pretrain.model:  # one architecture: overriding it in `pretrain` overrides it in both
         if name not in OWN_MODEL_FIELDS:
             finetune.model[name] = pretrain.model.get_ref(name)
     finetune.task.name = "classification"
-    finetune.data.update(train=labelled, max_length=64, max_examples=1000)
+    finetune.data.update(train=labelled, max_length=64)
     finetune.model.update(unroll=0, dropout=0.1)
-    finetune.train.update(steps=150, batch_size=32, learning_rate=2e-3, log_every=10)
-    finetune.optim.warmup_steps = 15
-    finetune.evaluate.every = finetune.checkpoint.every = 30
+    finetune.train.update(steps=300, batch_size=32, learning_rate=1e-3, log_every=10)
+    finetune.optim.warmup_steps = 30
+    finetune.evaluate.every = finetune.checkpoint.every = 50
     finetune.checkpoint.best = "accuracy"
     finetune.compress.method = "int8"
     finetune.infer.update(lengths=(16, 32, 64), texts=texts)
