@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -63,7 +64,11 @@ def _run(argv: list[str]) -> None:
         summary = stages.run(config, str(WORKDIR.value))
     except UserError as error:
         _fail(error)
-    Console().print(report.summary_table(summary))
+    console = Console()
+    console.print(report.summary_table(summary))
+    examples = report.examples_table(Path(str(WORKDIR.value)))
+    if examples.row_count:
+        console.print(examples)
     print(f"more in {WORKDIR.value}/report.html")
 
 

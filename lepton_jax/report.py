@@ -110,6 +110,18 @@ def summary_table(summary: Mapping[str, Any]) -> rich.table.Table:
     return table
 
 
+def examples_table(workdir: Path) -> rich.table.Table:
+    """Returns the sentences that a run (or a quickstart's fine-tuning) predicted at its end, for the terminal."""
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, title="Predictions", title_justify="left")
+    for column in ("text", "prediction", "score"):
+        table.add_column(column, justify="right" if column == "score" else "left")
+    for folder in (workdir, workdir / "finetune"):
+        for line in read_jsonl(folder / "examples.jsonl"):
+            cells = (line["text"], str(line["prediction"]), f"{line['score']:.3f}")
+            table.add_row(*map(rich.text.Text, cells))
+    return table
+
+
 def _groups(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns group -> metric -> value of the single values; those without a group come last, in the group "run"."""
     groups: dict[str, dict[str, Any]] = {}
@@ -180,6 +192,7 @@ def _run_section(title: str, folder: Path) -> str:
         f"<h2>{_escape(title)}</h2>\n<p class='note'><code>{_escape(folder)}</code></p>\n"
         + _curves(read_jsonl(folder / "metrics.jsonl"))
         + _predictions(read_jsonl(folder / "predictions.jsonl"))
+        + _examples("Predictions of the config's own texts", read_jsonl(folder / "examples.jsonl"))
         + _setup(record)
     )
 

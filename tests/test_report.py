@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import html.parser
+import io
 import json
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ import rich.console
 
 from lepton_jax import config, workdir
 from lepton_jax.core.errors import UserError
-from lepton_jax.report import summary_table, write_report
+from lepton_jax.report import examples_table, summary_table, write_report
 from lepton_jax.train.logging import MetricsLogger
 
 SUMMARY = {
@@ -194,3 +195,13 @@ def test_the_table_in_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
         "[bold]x note [/red]",
         "run wall seconds 287.1 s",
     ]
+
+
+def test_the_texts_of_the_config_are_shown(tmp_path: Path) -> None:
+    assert examples_table(tmp_path).row_count == 0
+    (tmp_path / "finetune").mkdir()
+    line = {"text": "a <b> film", "prediction": "positive", "score": 0.75}
+    (tmp_path / "finetune" / "examples.jsonl").write_text(json.dumps(line) + "\n")
+    console = rich.console.Console(width=80, record=True, file=io.StringIO())
+    console.print(examples_table(tmp_path))
+    assert "a <b> film   positive     0.750" in console.export_text()
