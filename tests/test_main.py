@@ -260,4 +260,4 @@ def test_a_finished_run_shows_its_summary(run, recipe, quickstart, monkeypatch):
     monkeypatch.setattr("builtins.print", lambda *parts, **_: shown.append(" ".join(map(str, parts))))
     monkeypatch.setattr("rich.console.Console.print", lambda self, table: shown.append(table.title))
     assert run(f"--config={recipe('quickstart')}", f"--workdir={quickstart}") == (0, "")
-    assert shown == ["Summary", f"more in {quickstart}/report.html"]
+    assert shown == ["Summary", "Predictions", f"more in {quickstart}/report.html"]
