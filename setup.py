@@ -29,7 +29,7 @@ setup(
         "matplotlib>=3.9",
         "ml_collections>=1.1",
         "numpy>=2.0",
-        "optax>=0.2.6",
+        "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "rich>=13",
         "scikit-learn>=1.5",
