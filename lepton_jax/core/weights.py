@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,8 +117,3 @@ def dot(x: Float[Array, "... K"], w: Array | Weight, bias: Array | None = None) 
 def take(table: Array | Weight, ids: Int[Array, "..."]) -> Num[Array, "... N"]:
     """Returns the rows `ids` of a table [K, N]: [..., N], float32 for a Weight, else in the table's dtype."""
     return table.take(ids) if isinstance(table, Weight) else jnp.take(table, ids, axis=0)
-
-
-def is_weight(node: Any) -> bool:
-    """For `is_leaf`: stops at weights, so that a map sees `Int8` and not its two arrays."""
-    return isinstance(node, Weight)

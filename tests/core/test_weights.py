@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_jax.core.weights import Int8, dot, is_weight, quantize, take
+from lepton_jax.core.weights import Int8, dot, quantize, take
 
 
 def normal(seed, shape, scale=1.0):
@@ -94,5 +94,5 @@ def test_a_stack_of_layers_is_sliced_like_any_pytree():
     _, products = jax.lax.scan(lambda carry, w: (carry, dot(x, w)), 0, stacked)
     for layer in range(3):
         one = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
-        assert isinstance(one, Int8) and is_weight(one) and one.shape == (8, 5)
+        assert isinstance(one, Int8) and one.shape == (8, 5)
         np.testing.assert_array_equal(products[layer], dot(x, one))
