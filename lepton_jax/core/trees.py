@@ -22,11 +22,9 @@ def path_str(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Like `jax.tree.map`, with the path as the first argument of `fn`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: fn(path_str(path), *leaves), tree, *rest, is_leaf=is_leaf
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: fn(path_str(path), *leaves), tree, *rest)
 
 
 def first_match(rules: Sequence[tuple[str, T]], path: str) -> T:

@@ -51,6 +51,7 @@ class MetricsLogger:
         self._writes = jax.process_index() == 0
         self._prints = self._writes and not quiet
         self._clock: tuple[int, int, float] | None = None  # step, tokens and time of the last training log
+        self._deferred: tuple[int, Mapping[str, Any], int] | None = None
         self._paused = 0.0  # seconds since then that were not training
         self._counted_steps, self._counted_tokens, self._counted_seconds = 0, 0, 0.0
         self._last_line = -_PLAIN_LINE_SECONDS
@@ -111,9 +112,20 @@ class MetricsLogger:
         if self._prints:
             self._show(step, values, prefix)
 
+    def defer(self, step: int, metrics: Mapping[str, Any], tokens: int) -> None:
+        """Keeps metrics of training to be logged at the next `flush`: fetching them now would wait for their step."""
+        self._deferred = (step, metrics, tokens)
+
+    def flush(self) -> None:
+        """Logs what was deferred, if anything."""
+        if self._deferred is not None:
+            self.log(*self._deferred)
+            self._deferred = None
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the time inside out of `tokens_per_second`: for an evaluation or a checkpoint."""
+        """Flushes, and leaves the time inside out of `tokens_per_second`: for an evaluation or a checkpoint."""
+        self.flush()
         start = time.perf_counter()
         try:
             yield

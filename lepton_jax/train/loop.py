@@ -85,27 +85,22 @@ def fit(
             state = make_state(model, optimizer, config.optim, mesh, config.train.seed, init)
         with MetricsLogger(workdir, config.train.steps, start) as logger:
             tokens = 0
-            pending: tuple[int, Any, int] | None = None  # logged after the next step is under way: devices never wait
             for step in range(start + 1, last + 1):
                 batch = next(batches)
                 tokens += int(np.count_nonzero(batch["attention_mask"])) * jax.process_count()
                 state, metrics = step_fn(state, sharding.put_batch(batch, mesh))
-                if pending is not None:
-                    logger.log(*pending)
-                    pending = None
+                logger.flush()  # of an earlier step, now that the next one is under way: devices never wait
                 if step == 1 or step == last or step % config.train.log_every == 0:
-                    pending = (step, metrics, tokens)
+                    logger.defer(step, metrics, tokens)
                 evaluates = step == last or step % config.evaluate.every == 0
                 saves = step == last or step % config.checkpoint.every == 0
-                if pending is not None and (evaluates or saves):  # these wait for the step in any case
-                    logger.log(*pending)
-                    pending = None
-                with logger.paused():
-                    validated = evaluate(state.params, validation()) if evaluates else None
-                    if validated is not None:
-                        logger.log(step, validated, prefix="validation")
-                    if saves:
-                        checkpoints.save(step, state, batches, validated)
+                if evaluates or saves:
+                    with logger.paused():
+                        validated = evaluate(state.params, validation()) if evaluates else None
+                        if validated is not None:
+                            logger.log(step, validated, prefix="validation")
+                        if saves:
+                            checkpoints.save(step, state, batches, validated)
         checkpoints.wait()
         best, params = checkpoints.best(), state.params
         if best is not None and best != int(state.step):

@@ -13,7 +13,7 @@ import pytest
 
 from lepton_jax.compress import quantize_int8
 from lepton_jax.core import trees
-from lepton_jax.core.weights import Int8, is_weight
+from lepton_jax.core.weights import Int8, Weight
 from lepton_jax.infer import Predictor
 
 VARIANTS = {
@@ -21,6 +21,10 @@ VARIANTS = {
     "gated, without biases": {"gated": True, "bias": False},
     "learned positions, token types": {"positions": "learned", "type_vocab_size": 2},
 }
+
+
+def is_weight(node) -> bool:
+    return isinstance(node, Weight)
 
 
 def random_texts(count: int = 64) -> list[str]:

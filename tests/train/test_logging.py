@@ -92,6 +92,17 @@ def test_the_rate_leaves_out_compilation_and_pauses(tmp_path: Path, monkeypatch:
     assert rates == [None, pytest.approx(20 * 8 / 10), None, pytest.approx(40 * 8 / 40)]
 
 
+def test_deferred_metrics_are_logged_once_and_before_what_a_pause_is_for(tmp_path: Path) -> None:
+    with MetricsLogger(tmp_path, 4, quiet=True) as logger:
+        logger.flush()  # nothing yet
+        logger.defer(1, {"loss": 1.0}, 8)
+        assert read_metrics(tmp_path) == []
+        with logger.paused():
+            logger.log(1, {"loss": 2.0}, prefix="validation")
+        logger.flush()
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 1, "validation/loss": 2.0}]
+
+
 def test_plain_lines_where_there_is_no_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
