@@ -18,6 +18,9 @@ import ml_collections
 from lepton_jax.core.errors import UserError, nearest
 
 
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu", "silu", "tanh", "mish"]
+
+
 def _number(default: float, low: float | None = None, high: float | None = None, open_: str = "") -> Any:
     """A numeric field with bounds; `open_` holds "low" and/or "high" for bounds that are excluded."""
     return dataclasses.field(default=default, metadata={"low": low, "high": high, "open": open_})
@@ -25,26 +28,53 @@ def _number(default: float, low: float | None = None, high: float | None = None,
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The Transformer encoder. Names follow `transformers` where it has one."""
+    """The Transformer. Names follow `transformers` where it has one; the families of `hub/` are settings of it."""
 
     vocab_size: int = _number(0, 0)  # 0: the tokenizer's size, rounded up to a multiple of 64
     hidden_size: int = _number(256, 1)
+    embedding_size: int = _number(0, 0)  # 0: hidden_size; else a linear map follows the embeddings (ALBERT)
     num_layers: int = _number(4, 1)
+    num_layer_groups: int = _number(0, 0)  # sets of parameters, each for equally many consecutive layers; 0: one a layer
     num_heads: int = _number(4, 1)
     intermediate_size: int = _number(1024, 1)
-    max_positions: int = _number(512, 2)  # the longest sequence, special tokens included
+    max_positions: int = _number(512, 2)  # the longest sequence, special tokens included; rows of a learned table
     type_vocab_size: int = _number(0, 0)  # token types ("segments" in BERT's paper); 0: none
+
     norm: Literal["layer", "rms"] = "layer"
     norm_position: Literal["pre", "post"] = "pre"
     norm_epsilon: float = _number(1e-6, 0, 1, "low high")
-    positions: Literal["learned", "rotary"] = "rotary"
+    norm_bias: bool = True
+    embedding_norm: bool = True
+    first_norm: bool = True  # pre-norm: False leaves out the norm before the first attention (ModernBERT)
+
+    positions: Literal["learned", "rotary", "none"] = "rotary"
+    position_offset: int = _number(0, 0)  # first row used of a learned table; padding has the row before it (RoBERTa)
     rotary_base: float = _number(10_000.0, 1)
-    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
+    causal: bool = False  # a position attends to itself and to earlier ones alone
+    global_every: int = _number(1, 1)  # layers 0, n, 2n, ... attend to all positions, the others to a window
+    local_window: int = _number(64, 1)  # positions to each side in the window of a local layer
+    local_rotary_base: float = _number(10_000.0, 1)  # of a local layer
+    # Disentangled attention (DeBERTa): how content attends to relative positions ("c2p") and they to it ("p2c").
+    relative: tuple[str, ...] = ()
+    relative_span: int = _number(256, 1)  # the table has a row for each of -span .. span - 1
+    relative_max_distance: int = _number(0, 0)  # 0: each distance has a row; else beyond span / 2 in log-spaced buckets
+    relative_shared: bool = True  # the table is projected by the content's key and query; False: by its own
+    relative_norm: bool = True
+
+    activation: Activation = "gelu"
     gated: bool = False  # GLU feed-forward: act(x W_gate) * (x W_up) (Shazeer 2020, arXiv:2002.05202)
-    bias: bool = True
+    bias: bool = True  # of the linear layers of a block
     dropout: float = _number(0.0, 0, 1, "high")
-    tied_head: bool = True  # the masked-LM head multiplies by the token embedding table
-    pooling: Literal["mean", "cls"] = "mean"
+
+    tied_head: bool = True  # the language-model head multiplies by the token embedding table
+    head_transform: bool = True  # dense, activation and norm before the scores of a language-model head
+    head_activation: Activation = "gelu"  # of that transform
+    head_bias: bool = True  # of the dense layers in heads and pooler
+    output_bias: bool = True  # of the last layer of a head
+    pooling: Literal["mean", "cls", "last"] = "mean"
+    pooler: Literal["dense", "transform", "none"] = "dense"  # of the pooled vector; "transform" ends in a norm
+    pooler_activation: Activation = "tanh"
+
     initializer_range: float = _number(0.02, 0, None, "low")
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again

@@ -26,6 +26,16 @@ from lepton_jax.models.transformer import Head, Transformer, abstract_params
 
 
 @dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a model came from, if from another library's folder: what saving it there again needs to know."""
+
+    config: dict[str, Any]  # its config.json
+    tensors: dict[str, str]  # name -> dtype of its tensors that the model has, as safetensors names them
+    initialised: tuple[str, ...] = ()  # tensors that the model has and the folder lacked
+    unexpected: tuple[str, ...] = ()  # tensors that the folder has and the model lacks
+
+
+@dataclasses.dataclass(frozen=True)
 class Card:
     """What a folder says of its model besides the numbers."""
 
@@ -38,6 +48,7 @@ class Card:
     keep_float: tuple[str, ...] = ()  # of int8 weights: what was not quantised
     # Of a run: how its best checkpoint is told.
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    source: Source | None = None
 
     @property
     def num_outputs(self) -> int:

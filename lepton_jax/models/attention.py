@@ -8,29 +8,62 @@ from __future__ import annotations
 import math
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from lepton_jax.config import ModelConfig
+from lepton_jax.models import relative
 from lepton_jax.models.layers import Linear
 
 
-def attention(q_BxTxHxK: jax.Array, k_BxSxHxK: jax.Array, v_BxSxHxK: jax.Array, segments_BxT: jax.Array) -> jax.Array:
-    """Bidirectional softmax attention within segments (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
+class Context(flax.struct.PyTreeNode):
+    """What every layer of a stack attends by: computed once, the same for all."""
+
+    segments_BxT: jax.Array
+    angles_BxTxR: jax.Array | None = None  # of rotary positions, R = K / 2
+    local_angles_BxTxR: jax.Array | None = None  # ... in local layers
+    relative_PxD: jax.Array | None = None  # embeddings of the relative positions -P/2 .. P/2 - 1
+
+
+def attention(
+    q_BxTxHxK: jax.Array,
+    k_BxSxHxK: jax.Array,
+    v_BxSxHxK: jax.Array,
+    segments_BxT: jax.Array,
+    *,
+    causal: bool = False,
+    window: jax.Array | int | None = None,
+    bias_BxHxTxS: jax.Array | None = None,
+    scale: float | None = None,
+) -> jax.Array:
+    """Softmax attention within segments (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
 
     Args:
       q_BxTxHxK, k_BxSxHxK, v_BxSxHxK: queries, keys and values, any float dtype, T = S.
-      segments_BxT: int32; a position attends to those with the same number. Padding has number 0 and attends
-        to padding, so that no row of the softmax is empty; no real position ever sees it.
+      segments_BxT: int32; a position attends to those with the same number. Padding has number 0: nothing attends to
+        it, and it attends to all that is not padding, so that its outputs, which nobody needs, are finite.
+      causal: a position attends only to itself and to earlier ones.
+      window: int [] of at least 0; a position attends to no more than so many positions to each side. None: all.
+      bias_BxHxTxS: float32, added to the scaled logits.
+      scale: of the products of queries and keys; None: 1 / sqrt(K).
 
     Returns:
       [B, T, H, K] in the dtype of q; logits and softmax are computed in float32.
     """
+    T = q_BxTxHxK.shape[1]
     logits_BxHxTxS = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxSxHxK, preferred_element_type=jnp.float32)
-    same_Bx1xTxS = segments_BxT[:, None, :, None] == segments_BxT[:, None, None, :]
-    # A finite value: with -inf, the softmax's gradient has 0 * inf.
-    logits_BxHxTxS = jnp.where(same_Bx1xTxS, logits_BxHxTxS / math.sqrt(q_BxTxHxK.shape[-1]), -1e30)
-    weights_BxHxTxS = nn.softmax(logits_BxHxTxS, axis=-1).astype(v_BxSxHxK.dtype)
+    logits_BxHxTxS = logits_BxHxTxS * (1 / math.sqrt(q_BxTxHxK.shape[-1]) if scale is None else scale)
+    if bias_BxHxTxS is not None:
+        logits_BxHxTxS = logits_BxHxTxS + bias_BxHxTxS
+    queries, keys = segments_BxT[:, None, :, None], segments_BxT[:, None, None, :]
+    seen = ((queries == keys) | (queries == 0)) & (keys > 0)
+    if causal or window is not None:
+        distance_TxS = (jnp.arange(T)[:, None] - jnp.arange(T)[None, :])[None, None]
+        seen &= distance_TxS >= 0 if causal else True
+        seen &= jnp.abs(distance_TxS) <= window if window is not None else True
+    # A finite value: with -inf, a row without any key would be NaN, and the softmax's gradient has 0 * inf.
+    weights_BxHxTxS = nn.softmax(jnp.where(seen, logits_BxHxTxS, -1e30), axis=-1).astype(v_BxSxHxK.dtype)
     return jnp.einsum("bhts,bshk->bthk", weights_BxHxTxS, v_BxSxHxK)
 
 
@@ -48,19 +81,48 @@ def rotate(x_BxTxHxK: jax.Array, angles_BxTxR: jax.Array) -> jax.Array:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with parameters `query`, `key`, `value`, `output`."""
+    """Multi-head self-attention with parameters `query`, `key`, `value`, `output`.
+
+    Where the model has relative positions and does not share these layers with them, also `relative_key` and
+    `relative_query`.
+    """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array, segments_BxT: jax.Array, angles_BxTxR: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BxTxD: jax.Array, context: Context, local: jax.Array | None) -> jax.Array:
+        """Attends; `local` is bool [], whether this layer sees a window alone, None where no layer does."""
         config = self.config
         B, T, D = x_BxTxD.shape
-        heads = (B, T, config.num_heads, D // config.num_heads)
-        q_BxTxHxK = Linear(config, D, name="query")(x_BxTxD).reshape(heads)
-        k_BxTxHxK = Linear(config, D, name="key")(x_BxTxD).reshape(heads)
-        v_BxTxHxK = Linear(config, D, name="value")(x_BxTxD).reshape(heads)
-        if angles_BxTxR is not None:
+        H, K = config.num_heads, D // config.num_heads
+        query, key, value = (Linear(config, D, config.bias, name=name) for name in ("query", "key", "value"))
+        q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = (layer(x_BxTxD).reshape(B, T, H, K) for layer in (query, key, value))
+
+        if (angles_BxTxR := context.angles_BxTxR) is not None:
+            if local is not None:
+                angles_BxTxR = jnp.where(local, context.local_angles_BxTxR, angles_BxTxR)
             q_BxTxHxK, k_BxTxHxK = rotate(q_BxTxHxK, angles_BxTxR), rotate(k_BxTxHxK, angles_BxTxR)
-        y_BxTxHxK = attention(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segments_BxT)
-        return Linear(config, D, name="output")(y_BxTxHxK.reshape(B, T, D))
+        scale, bias_BxHxTxS = 1 / math.sqrt(K), None
+        if context.relative_PxD is not None:
+            if not config.relative_shared:  # the paper's own projections, with biases as the content's
+                query, key = (Linear(config, D, config.bias, name=f"relative_{name}") for name in ("query", "key"))
+            scale = 1 / math.sqrt(K * (1 + len(config.relative)))
+            bias_BxHxTxS = relative.logits(
+                q_BxTxHxK,
+                k_BxTxHxK,
+                query(context.relative_PxD).reshape(-1, H, K) if "p2c" in config.relative else None,
+                key(context.relative_PxD).reshape(-1, H, K) if "c2p" in config.relative else None,
+                config.relative_max_distance,
+            )
+            bias_BxHxTxS = bias_BxHxTxS * scale
+        y_BxTxHxK = attention(
+            q_BxTxHxK,
+            k_BxTxHxK,
+            v_BxTxHxK,
+            context.segments_BxT,
+            causal=config.causal,
+            window=None if local is None else jnp.where(local, config.local_window, T),
+            bias_BxHxTxS=bias_BxHxTxS,
+            scale=scale,
+        )
+        return Linear(config, D, config.bias, name="output")(y_BxTxHxK.reshape(B, T, D))

@@ -10,38 +10,59 @@ import jax.numpy as jnp
 
 from lepton_jax.config import ModelConfig
 from lepton_jax.core.weights import take
-from lepton_jax.models.layers import make_norm, weight
+from lepton_jax.models.layers import Linear, make_norm, weight
 
 
 class Embeddings(nn.Module):
-    """Token, learned-position and token-type embeddings, summed and normalised.
+    """Token, learned-position and token-type embeddings, summed and normalised, in the hidden size.
 
-    Parameters: `token` [V, D]; `position` [max_positions, D] if positions are learned; `type` [types, D] if any.
+    Parameters: `token` [V, E]; `position` [max_positions, E] if positions are learned; `type` [types, E] if any;
+    `norm` if the model has one here; `project` [E, D] if the embeddings have a size of their own, else E = D.
     """
 
     config: ModelConfig
 
     def setup(self) -> None:
         config = self.config
+        size = config.embedding_size or config.hidden_size
         init = nn.initializers.truncated_normal(config.initializer_range)
-        self.token = weight(self, "token", init, (config.vocab_size, config.hidden_size))
+        self.token = weight(self, "token", init, (config.vocab_size, size))
         if config.positions == "learned":
-            self.position = weight(self, "position", init, (config.max_positions, config.hidden_size))
+            self.position = weight(self, "position", init, (config.max_positions, size))
         if config.type_vocab_size:
-            self.type = weight(self, "type", init, (config.type_vocab_size, config.hidden_size))
-        self.norm = make_norm(config, "norm")
+            self.type = weight(self, "type", init, (config.type_vocab_size, size))
+        if config.embedding_norm:
+            self.norm = make_norm(config, "norm")
+        if config.embedding_size:
+            self.project = Linear(config, config.hidden_size, bias=True, name="project")
 
     def __call__(
         self, token_ids_BxT: jax.Array, positions_BxT: jax.Array, token_type_ids_BxT: jax.Array | None
     ) -> jax.Array:
-        x_BxTxD = take(self.token, token_ids_BxT)
-        if self.config.positions == "learned":
-            x_BxTxD = x_BxTxD + take(self.position, positions_BxT)
-        if self.config.type_vocab_size:
+        config = self.config
+        x_BxTxE = take(self.token, token_ids_BxT)
+        if config.positions == "learned":
+            x_BxTxE = x_BxTxE + take(self.position, positions_BxT + config.position_offset)
+        if config.type_vocab_size:
             types_BxT = jnp.zeros_like(token_ids_BxT) if token_type_ids_BxT is None else token_type_ids_BxT
-            x_BxTxD = x_BxTxD + take(self.type, types_BxT)
-        return self.norm(x_BxTxD)
+            x_BxTxE = x_BxTxE + take(self.type, types_BxT)
+        x_BxTxE = self.norm(x_BxTxE) if config.embedding_norm else x_BxTxE
+        x_BxTxE = x_BxTxE.astype(config.dtype)
+        return self.project(x_BxTxE) if config.embedding_size else x_BxTxE
 
     def table(self) -> Any:
-        """Returns the token embedding table [V, D], an array or a Weight."""
+        """Returns the token embedding table [V, E], an array or a Weight."""
         return self.token
+
+
+def default_positions(token_ids_BxT: jax.Array, offset: int) -> jax.Array:
+    """Returns int32 [B, T]: 0, 1, 2, ... in each row.
+
+    With an offset, as in RoBERTa, the tokens that are not padding are counted, and padding, whose token id is
+    offset - 1, has -1.
+    """
+    B, T = token_ids_BxT.shape
+    if not offset:
+        return jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None, :], (B, T))
+    real_BxT = (token_ids_BxT != offset - 1).astype(jnp.int32)
+    return jnp.cumsum(real_BxT, axis=1) * real_BxT - 1

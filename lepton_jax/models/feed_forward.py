@@ -18,9 +18,9 @@ class FeedForward(nn.Module):
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         config = self.config
         activation = ACTIVATIONS[config.activation]
-        h_BxTxF = Linear(config, config.intermediate_size, name="up")(x_BxTxD)
+        h_BxTxF = Linear(config, config.intermediate_size, config.bias, name="up")(x_BxTxD)
         if config.gated:
-            h_BxTxF = activation(Linear(config, config.intermediate_size, name="gate")(x_BxTxD)) * h_BxTxF
+            h_BxTxF = activation(Linear(config, config.intermediate_size, config.bias, name="gate")(x_BxTxD)) * h_BxTxF
         else:
             h_BxTxF = activation(h_BxTxF)
-        return Linear(config, config.hidden_size, name="down")(h_BxTxF)
+        return Linear(config, config.hidden_size, config.bias, name="down")(h_BxTxF)

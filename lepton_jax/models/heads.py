@@ -1,4 +1,4 @@
-"""What stands on the encoder: the masked-LM head and the classification (or regression) head."""
+"""What stands on the encoder: heads for language models, for whole texts and for tokens, and the pooler."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import jax.numpy as jnp
 
 from lepton_jax.config import ModelConfig
 from lepton_jax.core.weights import dot
-from lepton_jax.models.layers import ACTIVATIONS, Linear, make_norm, weight
+from lepton_jax.models.layers import Linear, Transform, weight
 
 
-class MaskedLMHead(nn.Module):
-    """Dense, activation, norm, then scores over the vocabulary (Devlin et al. 2018, arXiv:1810.04805, section A.2).
+class LanguageModelHead(nn.Module):
+    """Scores over the vocabulary, after dense, activation and norm (Devlin et al. 2018, arXiv:1810.04805, section A.2).
 
-    With `config.tied_head` the scores are a product with the token embedding table, else with an own `kernel`.
+    `config.head_transform` says whether those come first, as in masked language models. With `config.tied_head` the
+    scores are a product with the token embedding table, else with an own `kernel`.
     """
 
     config: ModelConfig
@@ -24,36 +25,58 @@ class MaskedLMHead(nn.Module):
     @nn.compact
     def __call__(self, x_BxNxD: jax.Array, table: Any) -> jax.Array:
         config = self.config
-        x_BxNxD = Linear(config, config.hidden_size, name="dense")(x_BxNxD)
-        x_BxNxD = make_norm(config, "norm")(ACTIVATIONS[config.activation](x_BxNxD))
-        bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,), jnp.float32)
+        size = config.embedding_size or config.hidden_size
+        if config.head_transform:
+            x_BxNxD = Transform(config, size, config.head_activation, norm=True, name="transform")(x_BxNxD)
         if config.tied_head:
-            return dot(x_BxNxD, table.T, bias)
-        init = nn.initializers.truncated_normal(config.initializer_range)
-        return dot(x_BxNxD, weight(self, "kernel", init, (config.hidden_size, config.vocab_size)), bias)
+            kernel = table.T
+        else:
+            init = nn.initializers.truncated_normal(config.initializer_range)
+            kernel = weight(self, "kernel", init, (x_BxNxD.shape[-1], config.vocab_size))
+        zeros = nn.initializers.zeros
+        bias = self.param("bias", zeros, (config.vocab_size,), jnp.float32) if config.output_bias else None
+        return dot(x_BxNxD, kernel, bias)
 
 
-class ClassificationHead(nn.Module):
-    """Pools a row, then dense, tanh, dropout and one output a class (one in all for regression)."""
+class OutputHead(nn.Module):
+    """Dropout and a linear layer: the classes of a text or of a token (one output in all for regression)."""
 
     config: ModelConfig
     num_outputs: int
     train: bool
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array, segments_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns (logits [B, C], pooled [B, D])."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Dropout(self.config.dropout, deterministic=not self.train)(x)
+        return Linear(self.config, self.num_outputs, self.config.output_bias, name="output")(x)
+
+
+class ReplacedTokenHead(nn.Module):
+    """One score a token, positive where it seems replaced (Clark et al. 2020, arXiv:2003.10555, section 2)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         config = self.config
-        pooled_BxD = pool(x_BxTxD, segments_BxT, config.pooling)
-        h_BxD = jnp.tanh(Linear(config, config.hidden_size, bias=True, name="dense")(pooled_BxD))
-        h_BxD = nn.Dropout(config.dropout, deterministic=not self.train)(h_BxD)
-        return Linear(config, self.num_outputs, bias=True, name="output")(h_BxD), pooled_BxD
+        transform = Transform(config, config.hidden_size, config.head_activation, norm=False, name="transform")
+        return Linear(config, 1, config.output_bias, name="output")(transform(x_BxTxD))[:, :, 0]
+
+
+def make_pooler(config: ModelConfig) -> Transform:
+    """Returns the layer that the pooled vector passes (all vectors, for a token classifier's "transform")."""
+    return Transform(config, config.hidden_size, config.pooler_activation, config.pooler == "transform", name="pooler")
 
 
 def pool(x_BxTxD: jax.Array, segments_BxT: jax.Array, pooling: str) -> jax.Array:
-    """Returns one vector a row: the first position ("cls"), or the mean over the positions that are not padding."""
+    """Returns one vector a row, [B, D]: at the first position ("cls"), at the last one that is not padding ("last"),
+    or the mean over all that are not padding."""
     if pooling == "cls":
         return x_BxTxD[:, 0]
-    real_BxTx1 = (segments_BxT > 0).astype(jnp.float32)[:, :, None]
+    real_BxT = segments_BxT > 0
+    if pooling == "last":
+        last_B = jnp.max(jnp.where(real_BxT, jnp.arange(real_BxT.shape[1])[None, :], 0), axis=1)
+        return jnp.take_along_axis(x_BxTxD, last_B[:, None, None], axis=1)[:, 0]
+    real_BxTx1 = real_BxT.astype(jnp.float32)[:, :, None]
     total_BxD = jnp.sum(x_BxTxD.astype(jnp.float32) * real_BxTx1, axis=1)
     return (total_BxD / jnp.maximum(jnp.sum(real_BxTx1, axis=1), 1.0)).astype(x_BxTxD.dtype)

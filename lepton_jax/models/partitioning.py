@@ -12,12 +12,14 @@ _MATRIX = r"/kernel(/\w+)?$"  # a float array, or the arrays of a Weight
 RULES: Rules = (
     (r"(^|/)embeddings/token(/\w+)?$", ("tensor", "fsdp")),
     (r"(^|/)embeddings/(position|type)(/\w+)?$", (None, "fsdp")),
+    (rf"(^|/)embeddings/project{_MATRIX}", ("fsdp", None)),
+    (r"(^|/)relative/table$", (None, "fsdp")),
     (rf"(query|key|value|up|gate){_MATRIX}", ("fsdp", "tensor")),
     (r"(query|key|value|up|gate)/bias$", ("tensor",)),
     (rf"(attention/output|down){_MATRIX}", ("tensor", "fsdp")),
-    (rf"head/(dense|output){_MATRIX}", ("fsdp", None)),
+    (rf"(dense|head/output){_MATRIX}", ("fsdp", None)),
     (rf"head{_MATRIX}", ("fsdp", "tensor")),
     (r"head/bias$", ("tensor",)),
     (r"(^|/)\w*norm/(scale|bias)$", (None,)),
-    (r"(output|down|dense)/bias$", (None,)),
+    (r"(output|down|dense|project)/bias$", (None,)),
 )

@@ -1,4 +1,4 @@
-"""The Transformer encoder: embeddings, a scanned stack of blocks, a head."""
+"""The Transformer: embeddings, a scanned stack of blocks, a head."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from lepton_jax.config import ModelConfig
-from lepton_jax.models.attention import SelfAttention, rotary_angles
-from lepton_jax.models.embeddings import Embeddings
+from lepton_jax.models.attention import Context, SelfAttention, rotary_angles
+from lepton_jax.models.embeddings import Embeddings, default_positions
 from lepton_jax.models.feed_forward import FeedForward
-from lepton_jax.models.heads import ClassificationHead, MaskedLMHead
+from lepton_jax.models.heads import LanguageModelHead, OutputHead, ReplacedTokenHead, make_pooler, pool
 from lepton_jax.models.layers import make_norm
 
-Head = Literal["none", "masked_lm", "classification"]
+Head = Literal[
+    "none", "pooler", "masked_lm", "causal_lm", "replaced_token", "classification", "token_classification"
+]
 
 # What the backward pass keeps of a block's forward pass; `None` keeps nothing but the block's input.
 REMAT_POLICIES: dict[str, Any] = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
@@ -31,31 +33,54 @@ class Block(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(
-        self, x_BxTxD: jax.Array, segments_BxT: jax.Array, angles_BxTxR: jax.Array | None
-    ) -> tuple[jax.Array, None]:
+    def __call__(self, x_BxTxD: jax.Array, kind: dict[str, jax.Array], context: Context) -> tuple[jax.Array, None]:
+        """Applies the block; `kind` has a bool [] for each way in which this layer may differ from the others."""
         config = self.config
         dropout = nn.Dropout(config.dropout, deterministic=not self.train)
         for name, layer in (("attention", SelfAttention(config, name="attention")),
                             ("feed_forward", FeedForward(config, name="feed_forward"))):  # fmt: skip
             norm = make_norm(config, f"{name}_norm")
-            arguments: Any = (segments_BxT, angles_BxTxR) if name == "attention" else ()
+            arguments: Any = (context, kind.get("local")) if name == "attention" else ()
             if config.norm_position == "pre":
-                x_BxTxD = x_BxTxD + dropout(layer(norm(x_BxTxD), *arguments))
+                normed_BxTxD = norm(x_BxTxD)
+                if name == "attention" and "first" in kind:
+                    normed_BxTxD = jnp.where(kind["first"], x_BxTxD, normed_BxTxD)
+                x_BxTxD = x_BxTxD + dropout(layer(normed_BxTxD, *arguments))
             else:
                 x_BxTxD = norm(x_BxTxD + dropout(layer(x_BxTxD, *arguments)))
         return x_BxTxD, None
 
 
-class Transformer(nn.Module):
-    """The encoder with one of the heads.
+class LayerGroup(nn.Module):
+    """Layers that share one set of parameters, as in ALBERT (Lan et al. 2019, arXiv:1909.11942, section 3.1)."""
 
-    Parameters: `embeddings`, `layers` (every leaf has a leading axis num_layers), `final_norm` (if pre-norm), `head`.
+    config: ModelConfig
+    train: bool
+    block: Any
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array, kind: dict[str, jax.Array], context: Context) -> tuple[jax.Array, None]:
+        scan: Any = nn.scan
+        layers = scan(
+            self.block,
+            variable_broadcast="params",
+            split_rngs={"params": False, "dropout": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=self.config.num_layers // self.config.num_layer_groups,
+        )
+        return layers(self.config, self.train, name="shared")(x_BxTxD, kind, context)
+
+
+class Transformer(nn.Module):
+    """The Transformer with one of the heads.
+
+    Parameters: `embeddings`, `layers` (every leaf has a leading axis num_layers, or num_layer_groups), `final_norm`
+    (if pre-norm), `relative` (if the model has relative positions), `pooler` and `head` (where the head has them).
     """
 
     config: ModelConfig
     head: Head = "none"
-    num_outputs: int = 0  # classes of the classification head; 1 for regression
+    num_outputs: int = 0  # classes of a text or token; 1 for regression
 
     @nn.compact
     def __call__(
@@ -75,52 +100,90 @@ class Transformer(nn.Module):
           attention_mask: int32 [B, T]; 0 is padding, and positions with the same other value attend to each other,
             so that 1 everywhere is one document a row and 1, 1, 2, 2, 2, 0 are two packed ones. None: no padding.
           token_type_ids: int32 [B, T], where the model has token types; None: all 0.
-          positions: int32 [B, T], of a token within its document; None: 0, 1, 2, ...
-          predict: int32 [B, N], the positions that the masked-LM head scores; None: all of them.
+          positions: int32 [B, T], of a token within its document; None: 0, 1, 2, ... (`default_positions`).
+          predict: int32 [B, N], the positions that a language-model head scores; None: all of them.
           train: whether dropout is active; it then needs the rng stream "dropout".
 
         Returns:
-          `hidden` [B, T, D]; with the masked-LM head `logits` [B, N or T, V]; with the classification head
-          `logits` [B, num_outputs] and `pooled` [B, D]. All in the dtype of the model.
+          `hidden` [B, T, D]; with a language-model head `logits` [B, N or T, V]; with "classification" `logits`
+          [B, num_outputs] and `pooled` [B, D], which "pooler" gives alone; with "token_classification" `logits`
+          [B, T, num_outputs]; with "replaced_token" `logits` [B, T]. All in the dtype of the model.
         """
         config = self.config
         B, T = token_ids.shape
         segments_BxT = jnp.ones((B, T), jnp.int32) if attention_mask is None else attention_mask.astype(jnp.int32)
         if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None, :], (B, T))
-        angles_BxTxR = None
-        if config.positions == "rotary":
-            angles_BxTxR = rotary_angles(positions, config.hidden_size // config.num_heads, config.rotary_base)
-
+            positions = default_positions(token_ids, config.position_offset)
         embeddings = Embeddings(config, name="embeddings")
-        x_BxTxD = embeddings(token_ids, positions, token_type_ids).astype(config.dtype)
+        x_BxTxD = embeddings(token_ids, positions, token_type_ids)
         x_BxTxD = nn.Dropout(config.dropout, deterministic=not train)(x_BxTxD)
+        x_BxTxD = self._layers(x_BxTxD, segments_BxT, positions, train)
+
+        out = {"hidden": x_BxTxD}
+        if self.head in ("masked_lm", "causal_lm"):
+            x_BxNxD = x_BxTxD if predict is None else jnp.take_along_axis(x_BxTxD, predict[:, :, None], axis=1)
+            out["logits"] = LanguageModelHead(config, name="head")(x_BxNxD, embeddings.table())
+        elif self.head == "replaced_token":
+            out["logits"] = ReplacedTokenHead(config, name="head")(x_BxTxD)
+        elif self.head == "token_classification":
+            x_BxTxD = make_pooler(config)(x_BxTxD) if config.pooler == "transform" else x_BxTxD
+            out["logits"] = OutputHead(config, self.num_outputs, train, name="head")(x_BxTxD)
+        elif self.head != "none":
+            pooled_BxD = pool(x_BxTxD, segments_BxT, config.pooling)
+            out["pooled"] = pooled_BxD if config.pooler == "none" else make_pooler(config)(pooled_BxD)
+            if self.head == "classification":
+                out["logits"] = OutputHead(config, self.num_outputs, train, name="head")(out["pooled"])
+        return out
+
+    def _layers(self, x_BxTxD: jax.Array, segments_BxT: jax.Array, positions: jax.Array, train: bool) -> jax.Array:
+        """Returns the hidden states [B, T, D] after all blocks and the norm after them."""
+        config = self.config
+        context = Context(segments_BxT)
+        if config.positions == "rotary":
+            size = config.hidden_size // config.num_heads
+            context = context.replace(angles_BxTxR=rotary_angles(positions, size, config.rotary_base))
+            if config.global_every > 1:
+                local = rotary_angles(positions, size, config.local_rotary_base)
+                context = context.replace(local_angles_BxTxR=local)
+        if config.relative:
+            context = context.replace(relative_PxD=RelativeEmbeddings(config, name="relative")().astype(config.dtype))
+
+        depth = config.num_layer_groups or config.num_layers
+        kind: dict[str, jax.Array] = {}  # how a layer differs from the others, if any does: bool [depth]
+        if config.global_every > 1:
+            kind["local"] = jnp.arange(depth) % config.global_every != 0
+        if not config.first_norm:
+            kind["first"] = jnp.arange(depth) == 0
 
         block: Any = Block
         if config.remat != "none":
             # Under scan, XLA cannot merge the second computation with the first: no need to prevent it.
             block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+        options: dict[str, Any] = {"block": block} if config.num_layer_groups else {}
         scan: Any = nn.scan  # its stub knows fewer kinds of axes than it takes
         layers = scan(
-            block,
+            LayerGroup if config.num_layer_groups else block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast),
-            length=config.num_layers,
-            unroll=config.unroll or config.num_layers,
+            in_axes=(0, nn.broadcast),
+            length=depth,
+            unroll=config.unroll or depth,
         )
-        x_BxTxD, _ = layers(config, train, name="layers")(x_BxTxD, segments_BxT, angles_BxTxR)
-        if config.norm_position == "pre":
-            x_BxTxD = make_norm(config, "final_norm")(x_BxTxD)
+        x_BxTxD, _ = layers(config, train, name="layers", **options)(x_BxTxD, kind, context)
+        return make_norm(config, "final_norm")(x_BxTxD) if config.norm_position == "pre" else x_BxTxD
 
-        out = {"hidden": x_BxTxD}
-        if self.head == "masked_lm":
-            x_BxNxD = x_BxTxD if predict is None else jnp.take_along_axis(x_BxTxD, predict[:, :, None], axis=1)
-            out["logits"] = MaskedLMHead(config, name="head")(x_BxNxD, embeddings.table())
-        elif self.head == "classification":
-            head = ClassificationHead(config, self.num_outputs, train, name="head")
-            out["logits"], out["pooled"] = head(x_BxTxD, segments_BxT)
-        return out
+
+class RelativeEmbeddings(nn.Module):
+    """The table of relative positions [2 * relative_span, D], normalised if the model says so."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        config = self.config
+        init = nn.initializers.truncated_normal(config.initializer_range)
+        table_PxD = self.param("table", init, (2 * config.relative_span, config.hidden_size), jnp.float32)
+        return make_norm(config, "norm")(table_PxD) if config.relative_norm else table_PxD
 
 
 def init_params(model: Transformer, key: jax.Array) -> dict[str, Any]:
