@@ -27,11 +27,13 @@ setup(
         "jax>=0.10.2",
         "jaxtyping>=0.3",
         "matplotlib>=3.9",
+        "ml_dtypes>=0.5",
         "ml_collections>=1.1",
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "rich>=13",
+        "safetensors>=0.5",
         "scikit-learn>=1.5",
         "sentencepiece>=0.2.1",
         "tensorboardX>=2.6.2",
@@ -40,6 +42,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        "hub": ["huggingface_hub>=0.30"],
         "dev": ["hypothesis>=6.100", "pyright>=1.1.390", "pytest>=8", "ruff>=0.8", "tensorboard>=2.18"],
     },
 )

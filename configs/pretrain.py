@@ -29,7 +29,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.model.update(SIZES[size])
     # Three matrices in place of two: two thirds of the width, rounded up to 64s, keep the number of parameters.
     width = -(-config.model.intermediate_size * 2 // 3 // 64) * 64
-    config.model.update(bias=False, gated=True, intermediate_size=width)
+    config.model.update(bias=False, norm_bias=False, gated=True, intermediate_size=width)
     config.data.max_length = 128
     config.train.update(steps=10_000, batch_size=64, learning_rate=1e-3)
     config.optim.update(schedule="wsd", warmup_steps=500)

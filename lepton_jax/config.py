@@ -17,7 +17,6 @@ import ml_collections
 
 from lepton_jax.core.errors import UserError, nearest
 
-
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu", "silu", "tanh", "mish"]
 
 
@@ -34,7 +33,7 @@ class ModelConfig:
     hidden_size: int = _number(256, 1)
     embedding_size: int = _number(0, 0)  # 0: hidden_size; else a linear map follows the embeddings (ALBERT)
     num_layers: int = _number(4, 1)
-    num_layer_groups: int = _number(0, 0)  # sets of parameters, each for equally many consecutive layers; 0: one a layer
+    num_layer_groups: int = _number(0, 0)  # sets of parameters, shared by consecutive layers (ALBERT); 0: one a layer
     num_heads: int = _number(4, 1)
     intermediate_size: int = _number(1024, 1)
     max_positions: int = _number(512, 2)  # the longest sequence, special tokens included; rows of a learned table
@@ -196,10 +195,25 @@ class QuickstartConfig:
     finetune: Config = Config(stage="finetune")
 
 
-# What a model that starts from another one may set for itself; its other settings are the other one's.
-OWN_MODEL_FIELDS = ("dropout", "dtype", "remat", "unroll", "pooling", "init")
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """A trained model in another form: of this package, or of `transformers`."""
 
-STAGES: dict[str, type] = {"pretrain": Config, "finetune": Config, "quickstart": QuickstartConfig}
+    stage: Literal["convert"] = "convert"
+    source: str = ""  # what `hub.load` takes: a folder, hf:ORG/NAME, pypi:NAME==VERSION
+    form: Literal["workdir", "transformers"] = "workdir"
+    cache: str = ""  # see DataConfig
+
+
+# What a model that starts from another one may set for itself; its other settings are the other one's.
+OWN_MODEL_FIELDS = ("dropout", "dtype", "remat", "unroll", "init")
+
+STAGES: dict[str, type] = {
+    "pretrain": Config,
+    "finetune": Config,
+    "quickstart": QuickstartConfig,
+    "convert": ConvertConfig,
+}
 
 
 def default_config(stage: str = "pretrain") -> ml_collections.ConfigDict:
@@ -209,7 +223,7 @@ def default_config(stage: str = "pretrain") -> ml_collections.ConfigDict:
 
 
 def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Any:
-    """Returns the frozen `Config` (or `QuickstartConfig`) of a ConfigDict, after every check that needs no data.
+    """Returns the frozen config of a ConfigDict, of its stage's class, after every check that needs no data.
 
     Raises:
       UserError: an unknown field or stage, a wrong type, a value out of its bounds, or two fields that
@@ -219,16 +233,20 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Any:
     stage = tree.get("stage")
     if not isinstance(stage, str) or stage not in STAGES:
         raise UserError(f"config.stage={stage!r}: unknown stage; {nearest(str(stage), list(STAGES))}")
-    resolved = _build(STAGES[stage], tree, "config")
+    resolved = build(STAGES[stage], tree, "config")
     for where, run in runs(resolved):
         _check_together(run, where)
     if isinstance(resolved, QuickstartConfig):
         _check_chain(resolved)
+    if isinstance(resolved, ConvertConfig) and not resolved.source:
+        raise UserError("config.source='': name the model to convert: a folder, hf:ORG/NAME or pypi:NAME==VERSION")
     return resolved
 
 
-def runs(config: Config | QuickstartConfig) -> list[tuple[str, Config]]:
-    """Returns (path of the config, config) of each run that a resolved config describes."""
+def runs(config: Config | QuickstartConfig | ConvertConfig) -> list[tuple[str, Config]]:
+    """Returns (path of the config, config) of each training that a resolved config describes."""
+    if isinstance(config, ConvertConfig):
+        return []
     if isinstance(config, QuickstartConfig):
         return [("config.pretrain", config.pretrain), ("config.finetune", config.finetune)]
     return [("config", config)]
@@ -245,7 +263,12 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
-def _build(cls: type, tree: dict[str, Any], where: str) -> Any:
+def build(cls: type, tree: Any, where: str) -> Any:
+    """Returns a frozen section from a dict, every field of which is known, of its type and within its bounds.
+
+    Raises:
+      UserError: one is not; `where` names the section.
+    """
     if not isinstance(tree, dict):
         raise UserError(f"{where}={tree!r}: must be a section with fields, not {type(tree).__name__}")
     hints = typing.get_type_hints(cls)
@@ -257,7 +280,7 @@ def _build(cls: type, tree: dict[str, Any], where: str) -> Any:
     for name, value in tree.items():
         path = f"{where}.{name}"
         if dataclasses.is_dataclass(hints[name]):
-            values[name] = _build(hints[name], value, path)
+            values[name] = build(hints[name], value, path)
         else:
             values[name] = _check_value(path, value, hints[name], fields[name].metadata)
     return cls(**values)
@@ -301,11 +324,25 @@ def _check_together(config: Config, where: str) -> None:
 
     require(model.hidden_size % model.num_heads == 0, "model.num_heads", model.num_heads,
             f"must divide model.hidden_size={model.hidden_size}")  # fmt: skip
+    require(model.num_layer_groups == 0 or model.num_layers % model.num_layer_groups == 0, "model.num_layer_groups",
+            model.num_layer_groups, f"must divide model.num_layers={model.num_layers}")  # fmt: skip
+    alike = model.global_every == 1 and model.first_norm
+    require(model.num_layer_groups == 0 or alike, "model.num_layer_groups", model.num_layer_groups,
+            "layers that share parameters are all alike: no model.global_every, no first_norm=False")  # fmt: skip
+    require(model.first_norm or model.norm_position == "pre", "model.first_norm", model.first_norm,
+            "only a model with model.norm_position='pre' can leave it out")  # fmt: skip
+    require(model.position_offset == 0 or model.positions == "learned", "model.position_offset", model.position_offset,
+            "is for model.positions='learned'")  # fmt: skip
+    require(len(set(model.relative)) == len(model.relative) and set(model.relative) <= {"c2p", "p2c"}, "model.relative",
+            model.relative, "may hold 'c2p' and 'p2c', each once")  # fmt: skip
+    require(model.head_transform or not model.embedding_size or not model.tied_head, "model.head_transform",
+            model.head_transform, "without it a tied head cannot reach model.embedding_size")  # fmt: skip
     head_size = model.hidden_size // model.num_heads
     require(model.positions != "rotary" or head_size % 2 == 0, "model.num_heads", model.num_heads,
             f"rotary positions need an even head size, not hidden_size / num_heads = {head_size}")  # fmt: skip
-    require(data.max_length <= model.max_positions, "data.max_length", data.max_length,
-            f"longer than the model; at most model.max_positions={model.max_positions}")  # fmt: skip
+    require(data.max_length <= model.max_positions - model.position_offset, "data.max_length", data.max_length,
+            f"longer than the model; at most model.max_positions={model.max_positions}"
+            + (f" - model.position_offset={model.position_offset}" if model.position_offset else ""))  # fmt: skip
     require(task.mask_token_share + task.random_token_share <= 1, "task.random_token_share", task.random_token_share,
             f"at most 1 - task.mask_token_share = {1 - task.mask_token_share:.3g}")  # fmt: skip
     require(train.batch_size % train.accumulate == 0, "train.accumulate", train.accumulate,
@@ -380,7 +417,7 @@ def explain_override(path: str, value: str) -> str:
                 return f"config.{path}={value!r}: is a section; set one of its fields: {fields}"
             if cls is not QuickstartConfig and value and _is_typed(value, where):
                 both = f"config.pretrain.{path} or config.finetune.{path}"
-                return f"config.{path}: not a field of this recipe; did you mean {both}?"
+                return f"config.{path}: not a field of this recipe; a quickstart has {both}"
             kind = getattr(where, "__name__", str(where))
             return f"config.{path}={value!r}: must be of type {kind}"
     return best[1] if best else f"config.{path}: unknown field"

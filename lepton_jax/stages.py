@@ -16,7 +16,16 @@ from jax.sharding import Mesh
 
 from lepton_jax import hub, infer, report, workdir
 from lepton_jax.compress import quantize_int8
-from lepton_jax.config import OWN_MODEL_FIELDS, CompressConfig, Config, InferConfig, ModelConfig, QuickstartConfig, runs
+from lepton_jax.config import (
+    OWN_MODEL_FIELDS,
+    CompressConfig,
+    Config,
+    ConvertConfig,
+    InferConfig,
+    ModelConfig,
+    QuickstartConfig,
+    runs,
+)
 from lepton_jax.core import sharding, trees
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import batches, splits, tokenizers
@@ -33,7 +42,7 @@ from lepton_jax.train.loop import check_batch, fit
 Summary = dict[str, Any]
 
 
-def run(config: Config | QuickstartConfig, folder: str | Path) -> Summary:
+def run(config: Config | QuickstartConfig | ConvertConfig, folder: str | Path) -> Summary:
     """Runs the stage of a resolved config in a folder, and returns what `folder/summary.json` then holds.
 
     A run that was interrupted goes on from its newest checkpoint; one that is complete is not repeated.
@@ -48,13 +57,15 @@ def run(config: Config | QuickstartConfig, folder: str | Path) -> Summary:
         check_batch(each, mesh, where)
         meshes.append(mesh)
     workdir.claim(folder, config)
-    _keep_compiled(runs(config)[0][1].data.cache)
+    _keep_compiled(config.cache if isinstance(config, ConvertConfig) else runs(config)[0][1].data.cache)
     if (folder / "summary.json").exists():
         return workdir.read_json(folder / "summary.json")
     start = time.perf_counter()
     try:
         if isinstance(config, QuickstartConfig):
             summary, sections = quickstart(config, folder)
+        elif isinstance(config, ConvertConfig):
+            summary, sections = convert(config, folder), {"convert": folder}
         else:
             stage = pretrain if config.stage == "pretrain" else finetune
             summary, sections = stage(config, folder, meshes[0]), {config.stage: folder}
@@ -122,16 +133,17 @@ def finetune(config: Config, folder: Path, mesh: Mesh) -> Summary:
     """Trains a classifier or regressor, evaluates it on held-out text, and compresses it if the config says so."""
     regression = config.task.name == "regression"
     data = splits.load_splits(config.data, "numbers" if regression else "classes")
-    init = hub.load(config.model.init) if config.model.init else None
+    labels = () if regression else tuple(sorted(set(data.train.labels or ())))
+    init = None
+    if config.model.init:
+        init = hub.load(config.model.init, "classification", labels, seed=config.train.seed, cache=config.data.cache)
     if init is None:
         tokenizer = tokenizers.from_config(config.data, data.train.texts)
     else:
-        if init.card.weights != "float32":
-            raise UserError(
-                f"config.model.init={config.model.init!r}: holds {init.card.weights} weights; training needs float32"
-            )
+        if init.card.weights != "float32" or init.tokenizer is None:
+            lack = "no tokenizer" if init.tokenizer is None else f"{init.card.weights} weights; training needs float32"
+            raise UserError(f"config.model.init={config.model.init!r}: holds {lack}")
         tokenizer, config = init.tokenizer, dataclasses.replace(config, model=_inherit(config, init.config))
-    labels = () if regression else tuple(sorted(set(data.train.labels or ())))
     card = _card(config, "classification", tokenizer, labels)
     rows, targets = {}, {}
     for name, part in (("train", data.train), ("validation", data.validation)):
@@ -160,6 +172,23 @@ def finetune(config: Config, folder: Path, mesh: Mesh) -> Summary:
     return summary
 
 
+def convert(config: ConvertConfig, folder: Path) -> Summary:
+    """Writes a trained model of any source into a folder: as a model of ours, or below it for `transformers`."""
+    bundle = hub.load(config.source, cache=config.cache)
+    # Both appear complete or not at all, so that a run that was killed just after one does not write it again.
+    if config.form == "transformers" and not (folder / "transformers").exists():
+        hub.save(folder / "transformers", bundle)
+    if config.form == "workdir" and not (folder / "params").exists():
+        hub.write(folder, bundle)
+    source = bundle.card.source
+    return {
+        "convert.head": bundle.card.head,
+        "convert.parameters": trees.count(bundle.params),
+        "convert.initialised": list(source.initialised) if source else [],
+        "convert.unexpected": list(source.unexpected) if source else [],
+    }
+
+
 def _card(config: Config, head: Any, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> hub.Card:
     """Returns the card of the model that a run trains; its vocabulary is the tokenizer's, rounded up to 64s."""
     size = config.model.vocab_size or -(-tokenizer.vocab_size // 64) * 64
@@ -186,10 +215,11 @@ def _inherit(config: Config, base: ModelConfig) -> ModelConfig:
         if wanted != has and wanted != getattr(default, field.name):
             source = f"the model in {config.model.init} has {has!r}"
             raise UserError(f"config.model.{field.name}={wanted!r}: {source}; leave the field out")
-    if config.data.max_length > model.max_positions:
+    longest = model.max_positions - model.position_offset
+    if config.data.max_length > longest:
         raise UserError(
             f"config.data.max_length={config.data.max_length}: longer than the model in {config.model.init}; "
-            f"at most {model.max_positions}"
+            f"at most {longest}"
         )
     return model
 

@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+from jax.sharding import Mesh
 
 from lepton_jax import checkpoint, workdir
 from lepton_jax.compress import quantize_int8
-from lepton_jax.config import CheckpointConfig, ModelConfig, TaskConfig
+from lepton_jax.config import CheckpointConfig, ModelConfig, TaskConfig, build
+from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import tokenizers
 from lepton_jax.data.tokenizers import Tokenizer
-from lepton_jax.models.transformer import Head, Transformer, abstract_params
+from lepton_jax.models.partitioning import RULES
+from lepton_jax.models.transformer import Head, Transformer, abstract_params, init_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Card:
 
     @property
     def num_outputs(self) -> int:
-        return len(self.labels) if self.task.name == "classification" else int(self.task.name == "regression")
+        """Returns the classes of a text or token; 1 for regression, 0 for a head that has none."""
+        return len(self.labels) or int(self.task.name == "regression")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Bundle:
 
     model: Transformer
     params: Any
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # None: of a folder of another library that has no tokenizer
     card: Card
 
     @property
@@ -69,11 +73,30 @@ class Bundle:
         return self.card.model
 
 
-def describe(folder: Path, card: Card, tokenizer: Tokenizer) -> None:
+def complete(
+    model: Transformer, params: dict[str, Any], mesh: Mesh | None = None, seed: int = 0
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns (the parameters of a model, the names of the parts that `params` lacked and that are initialised).
+
+    Parts are top-level entries, such as `head`; entries that the model does not have are left out.
+    """
+    shapes = abstract_params(model)
+    where = sharding.shardings(shapes, mesh, RULES) if mesh is not None else None
+    new = tuple(name for name in shapes if name not in params)
+    whole = {name: params[name] for name in shapes if name in params}
+    for name in new:  # jitted one by one, so that nothing but this part of the model is made
+        place = None if where is None else where[name]
+        make = jax.jit(lambda key, name=name: init_params(model, key)[name], out_shardings=place)
+        whole[name] = make(jax.random.key(seed))
+    return whole, new
+
+
+def describe(folder: Path, card: Card, tokenizer: Tokenizer | None) -> None:
     """Writes the card and the tokenizer into a folder, whose parameters come from checkpoints or from `write`."""
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(folder / "tokenizer")
+        if tokenizer is not None:
+            tokenizer.save(folder / "tokenizer")
         workdir.write_json(folder / "model.json", dataclasses.asdict(card))
 
 
@@ -90,23 +113,25 @@ def write(folder: Path, bundle: Bundle) -> None:
     checkpoint.save_params(folder / "params", bundle.params)
 
 
-def load(folder: str | Path) -> Bundle:
-    """Loads the model of a folder: a WORKDIR (the fine-tuned one of a quickstart), or one that `write` made.
+def read(folder: Path, mesh: Mesh | None = None) -> Bundle:
+    """Reads the model of a folder of ours: of a run that has trained, or one that `write` made.
+
+    Args:
+      folder: has model.json.
+      mesh: places each parameter by the model's sharding rules; None: all on the first device.
 
     Raises:
       UserError: there is no model in the folder, or a file of it is missing or damaged.
     """
-    folder = Path(folder)
-    if not (folder / "model.json").exists() and (folder / "finetune" / "model.json").exists():
-        folder = folder / "finetune"
-    if not (folder / "model.json").exists():
-        raise UserError(f"{folder}: no model here (no model.json); name the WORKDIR of a run that has trained")
     card = _read_card(folder / "model.json")
-    tokenizer = tokenizers.load(folder / "tokenizer")
+    tokenizer = tokenizers.load(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
     model = Transformer(card.model, card.head, card.num_outputs)
     shapes = abstract_params(model)
     if card.weights == "int8":
         shapes = jax.eval_shape(lambda params: quantize_int8(params, card.keep_float), shapes)
+    if mesh is not None:
+        where = sharding.shardings(shapes, mesh, RULES)
+        shapes = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, where)
     if (folder / "params").exists():
         params = checkpoint.load_params(folder / "params", shapes)
     else:
@@ -122,8 +147,14 @@ def load(folder: str | Path) -> Bundle:
 def _read_card(path: Path) -> Card:
     tree = workdir.read_json(path)
     try:
-        nested = {"model": ModelConfig, "task": TaskConfig, "checkpoint": CheckpointConfig}
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()}
-        return Card(**{**values, **{name: cls(**tree[name]) for name, cls in nested.items()}})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()
+        }
+        for name, cls in (("model", ModelConfig), ("task", TaskConfig), ("checkpoint", CheckpointConfig)):
+            values[name] = build(cls, tree[name], f"{path}: {name}")
+        if tree["source"] is not None:
+            lists = {name: tuple(tree["source"][name]) for name in ("initialised", "unexpected")}
+            values["source"] = Source(**tree["source"] | lists)
+        return Card(**values)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not the card of a model of this version ({error})") from None

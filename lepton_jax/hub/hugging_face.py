@@ -7,7 +7,6 @@ shard alone, so that no more is in memory than the model and one of its arrays.
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,13 +20,13 @@ from jax.sharding import Mesh
 
 from lepton_jax import workdir
 from lepton_jax.config import OWN_MODEL_FIELDS, ModelConfig, TaskConfig
-from lepton_jax.core import sharding, trees
-from lepton_jax.core.errors import UserError, nearest
+from lepton_jax.core import sharding
+from lepton_jax.core.errors import UserError
 from lepton_jax.hub import tensors
-from lepton_jax.hub.bundle import Bundle, Card, Source
+from lepton_jax.hub.bundle import Bundle, Card, Source, complete
 from lepton_jax.hub.families import FAMILIES, Family, Tensor
 from lepton_jax.models.partitioning import RULES
-from lepton_jax.models.transformer import Head, Transformer, abstract_params, init_params
+from lepton_jax.models.transformer import Head, Transformer, abstract_params
 
 _LABELLED = ("classification", "token_classification")
 _OLD_NAMES = ((".LayerNorm.weight", ".LayerNorm.gamma"), (".LayerNorm.bias", ".LayerNorm.beta"))
@@ -60,8 +59,7 @@ def load(
     names = _Names(family, stored)
     if head is None:
         head = _head(family, config, names, path)
-    elif head not in family.heads:
-        raise UserError(f"head={head!r}: the family {family.model_type} has {', '.join(family.heads)}")
+    family.require(head)
     try:
         settings = family.read(config, head, str(path))
     except TypeError as error:
@@ -123,7 +121,7 @@ def save(folder: Path, bundle: Bundle, shard_bytes: int = 5_000_000_000) -> None
 
 
 class _Names:
-    """Finds a table's names among those of a checkpoint, with or without the family's prefix, in today's or old form."""
+    """Finds a table's names in a checkpoint, with or without the family's prefix, in today's or old form."""
 
     def __init__(self, family: Family, stored: Mapping[str, tensors.Stored]):
         self.stored, self.used = stored, set[str]()
@@ -174,13 +172,15 @@ def _check(model: ModelConfig, path: Path) -> None:
     if model.hidden_size % model.num_heads:
         raise UserError(f"{path}: {model.num_heads} heads do not divide a hidden size of {model.hidden_size}")
     if model.num_layer_groups and model.num_layers % model.num_layer_groups:
-        raise UserError(f"{path}: {model.num_layer_groups} groups do not divide {model.num_layers} layers: not supported")
+        raise UserError(
+            f"{path}: {model.num_layer_groups} groups do not divide {model.num_layers} layers: not supported"
+        )
 
 
 def _card(model: ModelConfig, head: Head, config: Mapping[str, Any], labels: tuple[str, ...], path: Path) -> Card:
     task = TaskConfig(name="masked_lm")
     if head in _LABELLED:
-        named = config.get("id2label") or {str(number): f"LABEL_{number}" for number in range(config.get("num_labels", 2))}
+        named = config.get("id2label") or {number: f"LABEL_{number}" for number in range(config.get("num_labels", 2))}
         try:
             known = tuple(str(named[key]) for key in sorted(named, key=int))
         except (ValueError, TypeError, AttributeError):
@@ -199,29 +199,29 @@ def _read(
     """Returns (parameters, names of theirs that were missing and are initialised: those of heads and poolers)."""
     abstract = abstract_params(model)
     where = sharding.shardings(abstract, mesh, RULES) if mesh is not None else None
-    by_path = {tensor.path: tensor for tensor in table}
-    missing = [name for tensor in table for name in _all_names(tensor, abstract) if not names.has(name)]
-    new = {tensor.path.split("/")[0] for tensor in table if not all(map(names.has, _all_names(tensor, abstract)))}
-    if needed := [name for tensor in table if tensor.path.split("/")[0] not in ("head", "pooler")
-                  for name in _all_names(tensor, abstract) if not names.has(name)]:  # fmt: skip
-        raise UserError(f"{path.parent}: the weights lack {needed[0]} and {len(needed) - 1} more that {path.name} asks for")
-
-    def read(name: str, leaf: Any) -> Any:
-        if name.split("/")[0] in new:
-            return None
-        tensor = by_path[name]
-        reader = _reader(tensor, leaf.shape, names)
+    missing = {tensor.path: [name for name in _all_names(tensor, abstract) if not names.has(name)] for tensor in table}
+    new = {path.split("/")[0] for path, lacking in missing.items() if lacking}  # parts to be initialised
+    if new - {"head", "pooler"}:
+        lacking = [name for part, each in missing.items() if not part.startswith(("head/", "pooler/")) for name in each]
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise UserError(f"{path.parent}: the weights lack {lacking[0]}{more}, which {path.name} asks for")
+    params: dict[str, Any] = {}
+    for tensor in table:
+        if tensor.path.split("/")[0] in new:
+            continue
+        shape = _at(abstract, tensor.path).shape
+        read = _reader(tensor, shape, names)
         if where is None:
-            return jnp.asarray(reader((slice(None),) * leaf.ndim))
-        place = _at(where, name)
-        return jax.make_array_from_callback(leaf.shape, place, reader)
-
-    params = trees.map_with_path(read, abstract)
-    for top in new:  # jitted, so that nothing but this part of the model is made
-        place = where[top] if where is not None else None
-        make = jax.jit(lambda key, top=top: init_params(model, key)[top], out_shardings=place)
-        params[top] = make(jax.random.key(seed))
-    return params, tuple(missing)
+            value = jnp.asarray(read((slice(None),) * len(shape)))
+        else:
+            value = jax.make_array_from_callback(shape, _at(where, tensor.path), read)
+        *parents, last = tensor.path.split("/")
+        node = params
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    params, _ = complete(model, params, mesh, seed)
+    return params, tuple(name for lacking in missing.values() for name in lacking)
 
 
 def _at(tree: Any, path: str) -> Any:

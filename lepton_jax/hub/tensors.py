@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +41,10 @@ DTYPES: dict[str, Any] = {  # the names that safetensors gives them
 _NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
 
+# A tensor to be written: its dtype as in DTYPES, its shape, and what gives the array.
+Planned = tuple[str, tuple[int, ...], Callable[[], np.ndarray]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Stored:
     """One tensor of a folder; `read(index)` reads that part of it from disk."""
@@ -65,13 +70,13 @@ def open_folder(folder: Path) -> dict[str, Stored]:
     raise UserError(f"{folder}: holds no weights; it must have model.safetensors, its index, or pytorch_model.bin")
 
 
-def write(folder: Path, tensors: Mapping[str, tuple[str, tuple[int, ...], Callable[[], np.ndarray]]], shard: int) -> None:
+def write(folder: Path, tensors: Mapping[str, Planned], shard: int) -> None:
     """Writes tensors as safetensors, in shards of at most `shard` bytes (one of a larger tensor holds it alone).
 
     Args:
       folder: gets `model.safetensors`, or shards and their index.
-      tensors: name -> (dtype as in DTYPES, shape, what gives the array); each array is made when it is written and
-        not kept.
+      tensors: by name; each array is made when it is written and not kept.
+      shard: bytes.
     """
     sizes = {name: math.prod(shape) * np.dtype(DTYPES[kind]).itemsize for name, (kind, shape, _) in tensors.items()}
     shards: list[list[str]] = [[]]
@@ -242,14 +247,15 @@ def _stored(path: Path, members: Mapping[str, zipfile.ZipInfo], root: str, name:
     if member is None or member.compress_type != zipfile.ZIP_STORED:
         raise UserError(f"{path}: the storage of {name} is missing or compressed; the file is damaged")
     last = value.offset + sum((size - 1) * stride for size, stride in zip(value.shape, value.strides, strict=True))
-    if min(value.offset, *value.strides, 0) < 0 or (math.prod(value.shape) and (last + 1) * kind.itemsize > member.file_size):
+    beyond = math.prod(value.shape) > 0 and (last + 1) * kind.itemsize > member.file_size
+    if beyond or min(value.offset, *value.strides, *value.shape, 0) < 0:
         raise UserError(f"{path}: {name} reaches beyond its storage; the file is damaged")
 
     def read(index: Index) -> np.ndarray:
         with open(path, "rb") as file:  # a member's data come after its own header, whose length only it knows
             file.seek(member.header_offset + 26)
-            lengths = file.read(4)
-        start = member.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+            name_length, extra_length = struct.unpack("<HH", file.read(4))
+        start = member.header_offset + 30 + name_length + extra_length
         storage = np.memmap(path, kind, "r", start, (member.file_size // kind.itemsize,))
         strides = tuple(stride * kind.itemsize for stride in value.strides)
         view = np.lib.stride_tricks.as_strided(storage[value.offset :], value.shape, strides, writeable=False)

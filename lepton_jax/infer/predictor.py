@@ -53,6 +53,8 @@ class Predictor:
             raise UserError(f"the model has the head {bundle.card.head!r} and predicts no labels; fine-tune it first")
         if bundle.card.weights == "int8" and precision != "int8":
             raise UserError(f"the folder holds int8 weights, which load as int8, not as {precision}")
+        if bundle.tokenizer is None:
+            raise UserError("the folder has no tokenizer, which texts need; put its files beside the weights")
         config = config or InferConfig()
         self.bundle = bundle
         self.tokenizer = bundle.tokenizer

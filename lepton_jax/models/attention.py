@@ -99,7 +99,7 @@ class SelfAttention(nn.Module):
         q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = (layer(x_BxTxD).reshape(B, T, H, K) for layer in (query, key, value))
 
         if (angles_BxTxR := context.angles_BxTxR) is not None:
-            if local is not None:
+            if local is not None and context.local_angles_BxTxR is not None:
                 angles_BxTxR = jnp.where(local, context.local_angles_BxTxR, angles_BxTxR)
             q_BxTxHxK, k_BxTxHxK = rotate(q_BxTxHxK, angles_BxTxR), rotate(k_BxTxHxK, angles_BxTxR)
         scale, bias_BxHxTxS = 1 / math.sqrt(K), None

@@ -15,9 +15,7 @@ from lepton_jax.models.feed_forward import FeedForward
 from lepton_jax.models.heads import LanguageModelHead, OutputHead, ReplacedTokenHead, make_pooler, pool
 from lepton_jax.models.layers import make_norm
 
-Head = Literal[
-    "none", "pooler", "masked_lm", "causal_lm", "replaced_token", "classification", "token_classification"
-]
+Head = Literal["none", "pooler", "masked_lm", "causal_lm", "replaced_token", "classification", "token_classification"]
 
 # What the backward pass keeps of a block's forward pass; `None` keeps nothing but the block's input.
 REMAT_POLICIES: dict[str, Any] = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}

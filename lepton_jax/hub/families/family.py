@@ -127,6 +127,11 @@ class Family:
     read_more: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
     write_more: Callable[[ModelConfig], dict[str, Any]] = lambda model: {}
 
+    def require(self, head: str) -> None:
+        """Raises UserError where the family does not have a head."""
+        if head not in self.heads:
+            raise UserError(f"head={head!r}: the family {self.model_type} has {', '.join(self.heads)}")
+
     def read(self, config: Mapping[str, Any], head: Head, where: str) -> ModelConfig:
         """Returns the settings that a config.json of the family stands for.
 
@@ -136,7 +141,7 @@ class Family:
         for field, allowed in self.only.items():
             if config.get(field, allowed[0]) not in allowed:
                 known = " or ".join(map(repr, allowed))
-                raise UserError(f"{where}: {field}={config[field]!r}: not supported for {self.model_type}, only {known}")
+                raise UserError(f"{where}: {field}={config[field]!r}: not supported, only {known}")
         values = {ours: config.get(theirs, default) for ours, (theirs, default) in self.fields.items()}
         for ours in filter(_is_activation, values):
             if values[ours] not in ACTIVATIONS:

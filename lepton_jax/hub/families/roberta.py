@@ -62,5 +62,5 @@ XLM_FAMILY = dataclasses.replace(
     FAMILY,
     model_type="xlm-roberta",
     heads={head: f"XLM{name}" for head, name in FAMILY.heads.items()},
-    fields=FAMILY.fields | {"vocab_size": ("vocab_size", 30_522)},
+    fields={**FAMILY.fields, "vocab_size": ("vocab_size", 30_522)},
 )
