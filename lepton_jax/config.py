@@ -8,7 +8,6 @@ The dataclasses are the one source of truth: a field is declared, typed, bounded
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import typing
 from typing import Any, Literal
@@ -16,54 +15,50 @@ from typing import Any, Literal
 import ml_collections
 
 from lepton_jax.core.errors import UserError, nearest
+from lepton_jax.core.fields import build, number
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu", "silu", "tanh", "mish"]
-
-
-def _number(default: float, low: float | None = None, high: float | None = None, open_: str = "") -> Any:
-    """A numeric field with bounds; `open_` holds "low" and/or "high" for bounds that are excluded."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high, "open": open_})
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The Transformer. Names follow `transformers` where it has one; the families of `hub/` are settings of it."""
 
-    vocab_size: int = _number(0, 0)  # 0: the tokenizer's size, rounded up to a multiple of 64
-    hidden_size: int = _number(256, 1)
-    embedding_size: int = _number(0, 0)  # 0: hidden_size; else a linear map follows the embeddings (ALBERT)
-    num_layers: int = _number(4, 1)
-    num_layer_groups: int = _number(0, 0)  # sets of parameters, shared by consecutive layers (ALBERT); 0: one a layer
-    num_heads: int = _number(4, 1)
-    intermediate_size: int = _number(1024, 1)
-    max_positions: int = _number(512, 2)  # the longest sequence, special tokens included; rows of a learned table
-    type_vocab_size: int = _number(0, 0)  # token types ("segments" in BERT's paper); 0: none
+    vocab_size: int = number(0, 0)  # 0: the tokenizer's size, rounded up to a multiple of 64
+    hidden_size: int = number(256, 1)
+    embedding_size: int = number(0, 0)  # 0: hidden_size; else a linear map follows the embeddings (ALBERT)
+    num_layers: int = number(4, 1)
+    num_layer_groups: int = number(0, 0)  # sets of parameters, shared by consecutive layers (ALBERT); 0: one a layer
+    num_heads: int = number(4, 1)
+    intermediate_size: int = number(1024, 1)
+    max_positions: int = number(512, 2)  # the longest sequence, special tokens included; rows of a learned table
+    type_vocab_size: int = number(0, 0)  # token types ("segments" in BERT's paper); 0: none
 
     norm: Literal["layer", "rms"] = "layer"
     norm_position: Literal["pre", "post"] = "pre"
-    norm_epsilon: float = _number(1e-6, 0, 1, "low high")
+    norm_epsilon: float = number(1e-6, 0, 1, "low high")
     norm_bias: bool = True
     embedding_norm: bool = True
     first_norm: bool = True  # pre-norm: False leaves out the norm before the first attention (ModernBERT)
 
     positions: Literal["learned", "rotary", "none"] = "rotary"
-    position_offset: int = _number(0, 0)  # first row used of a learned table; padding has the row before it (RoBERTa)
-    rotary_base: float = _number(10_000.0, 1)
+    position_offset: int = number(0, 0)  # first row used of a learned table; padding has the row before it (RoBERTa)
+    rotary_base: float = number(10_000.0, 1)
     causal: bool = False  # a position attends to itself and to earlier ones alone
-    global_every: int = _number(1, 1)  # layers 0, n, 2n, ... attend to all positions, the others to a window
-    local_window: int = _number(64, 1)  # positions to each side in the window of a local layer
-    local_rotary_base: float = _number(10_000.0, 1)  # of a local layer
+    global_every: int = number(1, 1)  # layers 0, n, 2n, ... attend to all positions, the others to a window
+    local_window: int = number(64, 1)  # positions to each side in the window of a local layer
+    local_rotary_base: float = number(10_000.0, 1)  # of a local layer
     # Disentangled attention (DeBERTa): how content attends to relative positions ("c2p") and they to it ("p2c").
     relative: tuple[str, ...] = ()
-    relative_span: int = _number(256, 1)  # the table has a row for each of -span .. span - 1
-    relative_max_distance: int = _number(0, 0)  # 0: each distance has a row; else beyond span / 2 in log-spaced buckets
+    relative_span: int = number(256, 1)  # the table has a row for each of -span .. span - 1
+    relative_max_distance: int = number(0, 0)  # 0: each distance has a row; else beyond span / 2 in log-spaced buckets
     relative_shared: bool = True  # the table is projected by the content's key and query; False: by its own
     relative_norm: bool = True
 
     activation: Activation = "gelu"
     gated: bool = False  # GLU feed-forward: act(x W_gate) * (x W_up) (Shazeer 2020, arXiv:2002.05202)
     bias: bool = True  # of the linear layers of a block
-    dropout: float = _number(0.0, 0, 1, "high")
+    dropout: float = number(0.0, 0, 1, "high")
 
     tied_head: bool = True  # the language-model head multiplies by the token embedding table
     head_transform: bool = True  # dense, activation and norm before the scores of a language-model head
@@ -74,10 +69,10 @@ class ModelConfig:
     pooler: Literal["dense", "transform", "none"] = "dense"  # of the pooled vector; "transform" ends in a norm
     pooler_activation: Activation = "tanh"
 
-    initializer_range: float = _number(0.02, 0, None, "low")
+    initializer_range: float = number(0.02, 0, None, "low")
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again
-    unroll: int = _number(1, 0)  # layers per iteration of the scan over layers; 0: all of them
+    unroll: int = number(1, 0)  # layers per iteration of the scan over layers; 0: all of them
     init: str = ""  # a WORKDIR to start from; empty: random
 
 
@@ -85,9 +80,9 @@ class ModelConfig:
 class TaskConfig:
     name: Literal["masked_lm", "classification", "regression"] = "masked_lm"
     loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"  # of classification
-    mask_rate: float = _number(0.15, 0, 1, "low high")
-    mask_token_share: float = _number(0.8, 0, 1)  # of the predicted positions: replaced by [MASK]
-    random_token_share: float = _number(0.1, 0, 1)  # ... replaced by a random token; the rest stay
+    mask_rate: float = number(0.15, 0, 1, "low high")
+    mask_token_share: float = number(0.8, 0, 1)  # of the predicted positions: replaced by [MASK]
+    random_token_share: float = number(0.1, 0, 1)  # ... replaced by a random token; the rest stay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +94,14 @@ class DataConfig:
     test: str = ""  # likewise
     text: str = "text"  # the column with the text
     label: str = "label"  # the column with the label
-    validation_share: float = _number(0.05, 0, 0.5, "high")
-    test_share: float = _number(0.0, 0, 0.5, "high")
-    split_seed: int = _number(0, 0)
-    max_examples: int = _number(0, 0)  # training examples kept, chosen by split_seed; 0: all
-    max_length: int = _number(128, 4)  # tokens a row, special tokens included
+    validation_share: float = number(0.05, 0, 0.5, "high")
+    test_share: float = number(0.0, 0, 0.5, "high")
+    split_seed: int = number(0, 0)
+    max_examples: int = number(0, 0)  # training examples kept, chosen by split_seed; 0: all
+    max_length: int = number(128, 4)  # tokens a row, special tokens included
     pack: bool = True  # masked LM: several documents a row, isolated from each other
     tokenizer: str = "unigram"  # "unigram" or "bpe" to train one; a WORKDIR or folder to reuse one
-    tokenizer_size: int = _number(8192, 300)
+    tokenizer_size: int = number(8192, 300)
     byte_fallback: bool = True
     lowercase: bool = True
     cache: str = ""  # empty: $LEPTON_JAX_CACHE, else ~/.cache/lepton_jax
@@ -116,26 +111,26 @@ class DataConfig:
 class OptimConfig:
     name: Literal["adamw", "sgd"] = "adamw"
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "linear"
-    warmup_steps: int = _number(0, 0)
-    decay_share: float = _number(0.2, 0, 1, "low")  # wsd: the last part of the steps, in which the rate falls
-    beta1: float = _number(0.9, 0, 1, "high")
-    beta2: float = _number(0.98, 0, 1, "high")
-    epsilon: float = _number(1e-8, 0, None, "low")
-    momentum: float = _number(0.9, 0, 1, "high")  # of sgd
-    weight_decay: float = _number(0.01, 0)
+    warmup_steps: int = number(0, 0)
+    decay_share: float = number(0.2, 0, 1, "low")  # wsd: the last part of the steps, in which the rate falls
+    beta1: float = number(0.9, 0, 1, "high")
+    beta2: float = number(0.98, 0, 1, "high")
+    epsilon: float = number(1e-8, 0, None, "low")
+    momentum: float = number(0.9, 0, 1, "high")  # of sgd
+    weight_decay: float = number(0.01, 0)
     no_decay: tuple[str, ...] = (r"(^|/)bias$", r"(^|/)scale$")  # path patterns that weight decay spares
     frozen: tuple[str, ...] = ()  # path patterns that keep their values: no gradient, no optimizer state
-    clip_norm: float = _number(1.0, 0)  # of the global gradient norm; 0: no clipping
+    clip_norm: float = number(1.0, 0)  # of the global gradient norm; 0: no clipping
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    steps: int = _number(1000, 1)
-    batch_size: int = _number(32, 1)  # rows a step, over all devices and accumulation steps
-    accumulate: int = _number(1, 1)  # gradient accumulation: the batch in this many parts
-    learning_rate: float = _number(1e-3, 0)
-    seed: int = _number(0, 0)
-    log_every: int = _number(20, 1)
+    steps: int = number(1000, 1)
+    batch_size: int = number(32, 1)  # rows a step, over all devices and accumulation steps
+    accumulate: int = number(1, 1)  # gradient accumulation: the batch in this many parts
+    learning_rate: float = number(1e-3, 0)
+    seed: int = number(0, 0)
+    log_every: int = number(20, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,15 +140,15 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    every: int = _number(200, 1)  # steps; the last step is always saved
-    keep: int = _number(1, 1)  # newest checkpoints kept; the best one is kept besides
+    every: int = number(200, 1)  # steps; the last step is always saved
+    keep: int = number(1, 1)  # newest checkpoints kept; the best one is kept besides
     best: Literal["loss", "accuracy"] = "loss"  # of validation; the lowest loss or the highest accuracy is best
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    every: int = _number(200, 1)
-    batch_size: int = _number(64, 1)
+    every: int = number(200, 1)
+    batch_size: int = number(64, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +160,7 @@ class CompressConfig:
 @dataclasses.dataclass(frozen=True)
 class InferConfig:
     lengths: tuple[int, ...] = (16, 32, 64, 128)  # buckets; those beyond the model's length are left out
-    batch_size: int = _number(64, 1)
+    batch_size: int = number(64, 1)
     texts: tuple[str, ...] = ()  # sentences that a run predicts at its end, for a person to look at
 
 
@@ -261,57 +256,6 @@ def to_dict(config: Any) -> dict[str, Any]:
         return list(value) if isinstance(value, tuple) else value
 
     return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-
-
-def build(cls: type, tree: Any, where: str) -> Any:
-    """Returns a frozen section from a dict, every field of which is known, of its type and within its bounds.
-
-    Raises:
-      UserError: one is not; `where` names the section.
-    """
-    if not isinstance(tree, dict):
-        raise UserError(f"{where}={tree!r}: must be a section with fields, not {type(tree).__name__}")
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for name in tree:
-        if name not in fields:
-            raise UserError(f"{where}.{name}: unknown field; {nearest(name, list(fields))}")
-    values = {}
-    for name, value in tree.items():
-        path = f"{where}.{name}"
-        if dataclasses.is_dataclass(hints[name]):
-            values[name] = build(hints[name], value, path)
-        else:
-            values[name] = _check_value(path, value, hints[name], fields[name].metadata)
-    return cls(**values)
-
-
-def _check_value(path: str, value: Any, hint: Any, bounds: typing.Mapping[str, Any]) -> Any:
-    """Returns the value in its declared type, or raises what is wrong with it."""
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        choices = typing.get_args(hint)
-        if value not in choices:
-            raise UserError(f"{path}={value!r}: must be one of {', '.join(map(repr, choices))}")
-        return value
-    if origin is tuple:
-        element = typing.get_args(hint)[0]
-        if not isinstance(value, (list, tuple)) or not all(isinstance(item, element) for item in value):
-            raise UserError(f"{path}={value!r}: must be a tuple of {element.__name__}")
-        return tuple(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{path}={value!r}: must be of type {hint.__name__}, not {type(value).__name__}")
-    if bounds:
-        low, high, excluded = bounds["low"], bounds["high"], bounds["open"]
-        below = low is not None and (value < low or (value == low and "low" in excluded))
-        above = high is not None and (value > high or (value == high and "high" in excluded))
-        if below or above or not math.isfinite(value):
-            left = "(-inf" if low is None else f"{'(' if 'low' in excluded else '['}{low}"
-            right = "inf)" if high is None else f"{high}{')' if 'high' in excluded else ']'}"
-            raise UserError(f"{path}={value!r}: must be in {left}, {right}")
-    return value
 
 
 def _check_together(config: Config, where: str) -> None:

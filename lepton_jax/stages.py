@@ -149,7 +149,8 @@ def finetune(config: Config, folder: Path, mesh: Mesh) -> Summary:
     for name, part in (("train", data.train), ("validation", data.validation)):
         rows[name] = batches.encode_examples(tokenizer, part.texts, card.max_length)
         targets[name] = _targets(part, labels)
-    bundle = _fit(config, folder, mesh, card, tokenizer, rows, targets, init.params if init else None)
+    start = {name: part for name, part in init.params.items() if name not in init.initialised} if init else None
+    bundle = _fit(config, folder, mesh, card, tokenizer, rows, targets, start)
 
     held_out = "test" if len(data.test) else "validation"
     examples = getattr(data, held_out)
@@ -180,12 +181,11 @@ def convert(config: ConvertConfig, folder: Path) -> Summary:
         hub.save(folder / "transformers", bundle)
     if config.form == "workdir" and not (folder / "params").exists():
         hub.write(folder, bundle)
-    source = bundle.card.source
     return {
         "convert.head": bundle.card.head,
         "convert.parameters": trees.count(bundle.params),
-        "convert.initialised": list(source.initialised) if source else [],
-        "convert.unexpected": list(source.unexpected) if source else [],
+        "convert.initialised": list(bundle.initialised),
+        "convert.unexpected": list(bundle.unexpected),
     }
 
 

@@ -24,7 +24,9 @@ from lepton_jax.workdir import flatten
 def recipe(base: str = "pretrain", /, **changes):
     """Returns a recipe that resolves, but for the changes: `section__field=value`."""
     config = default_config(base)
-    for run in [config.pretrain, config.finetune] if base == "quickstart" else [config]:
+    if base == "convert":
+        config.source = "runs/model"
+    for run in {"quickstart": (config.get("pretrain"), config.get("finetune")), "convert": ()}.get(base, [config]):
         run.data.train = "text:corpus.txt"
         run.task.name = "classification" if run.stage == "finetune" else "masked_lm"
     tree = config.to_dict()
@@ -51,9 +53,8 @@ def test_defaults_resolve_to_themselves(stage):
     assert isinstance(resolved, STAGES[stage]) and resolved.stage == stage
     for _, run in runs(resolved):
         assert run.model == ModelConfig() and run.optim.no_decay == Config().optim.no_decay
-    assert [where for where, _ in runs(resolved)] == (
-        ["config.pretrain", "config.finetune"] if stage == "quickstart" else ["config"]
-    )
+    chains = {"quickstart": ["config.pretrain", "config.finetune"], "convert": []}
+    assert [where for where, _ in runs(resolved)] == chains.get(stage, ["config"])
 
 
 def test_a_recipe_is_locked_and_typed():
@@ -67,7 +68,7 @@ def test_a_recipe_is_locked_and_typed():
     assert resolve(config).train.steps == 7
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "convert"])
 def test_to_dict_comes_back_from_json(stage):
     changes = {"quickstart": "finetune__optim__frozen"}.get(stage, "optim__frozen")
     resolved = resolve(recipe(stage, **{changes: ("embeddings",)}))
@@ -80,7 +81,7 @@ def test_to_dict_comes_back_from_json(stage):
     ("change", "message"),
     [
         ({"stage": "pretran"}, "config.stage='pretran': unknown stage; did you mean \"pretrain\"?"),
-        ({"stage": "xyz"}, "config.stage='xyz': unknown stage; known: finetune, pretrain, quickstart"),
+        ({"stage": "xyz"}, "config.stage='xyz': unknown stage; known: convert, finetune, pretrain, quickstart"),
         ({"stage": ["pretrain"]}, "config.stage=['pretrain']: unknown stage; did you mean \"pretrain\"?"),
         ({"modle": {}}, 'config.modle: unknown field; did you mean "model"?'),
         ({"model__hiden_size": 8}, 'config.model.hiden_size: unknown field; did you mean "hidden_size"?'),
@@ -242,7 +243,7 @@ def test_fields_that_do_not_fit_together(name):
 
 
 def test_a_chain_shares_its_architecture_and_nothing_else():
-    changes = {"finetune__model__dropout": 0.3, "finetune__model__pooling": "cls", "pretrain__model__remat": "full"}
+    changes = {"finetune__model__dropout": 0.3, "pretrain__model__remat": "full"}
     resolved = resolve(recipe("quickstart", **changes))
     assert isinstance(resolved, QuickstartConfig) and resolved.finetune.model.dropout != resolved.pretrain.model.dropout
 
@@ -256,8 +257,8 @@ def test_a_chain_shares_its_architecture_and_nothing_else():
         ("stage.name", "8", "config.stage.name: unknown field; it has no fields of its own"),
         ("model.hidden_size", "abc", "config.model.hidden_size='abc': must be of type int"),
         ("finetune.train.learning_rate", "abc", "config.finetune.train.learning_rate='abc': must be of type float"),
-        ("model.hidden_size", "8", "config.model.hidden_size: not a field of this recipe; did you mean "
-                                   "config.pretrain.model.hidden_size or config.finetune.model.hidden_size?"),
+        ("model.hidden_size", "8", "config.model.hidden_size: not a field of this recipe; a quickstart has "
+                                   "config.pretrain.model.hidden_size or config.finetune.model.hidden_size"),
         ("mesh", "8", "config.mesh='8': is a section; set one of its fields: shape"),
     ],
 )  # fmt: skip

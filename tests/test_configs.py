@@ -62,6 +62,8 @@ def test_the_docstring_has_a_command_that_applies(path):
 @pytest.mark.parametrize(("path", "arg"), CASES, ids=lambda value: getattr(value, "stem", value))
 def test_its_models_pass_eval_shape(path, arg):
     config = load(path).get_config(arg) if arg else load(path).get_config()
+    if config.stage == "convert":
+        config.source = "runs/model"
     if config.stage in SOURCES and not config.data.train:
         config.data.train = SOURCES[config.stage]
     for _, run in runs(resolve(config)):

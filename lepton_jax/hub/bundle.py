@@ -19,9 +19,10 @@ from jax.sharding import Mesh
 
 from lepton_jax import checkpoint, workdir
 from lepton_jax.compress import quantize_int8
-from lepton_jax.config import CheckpointConfig, ModelConfig, TaskConfig, build
+from lepton_jax.config import CheckpointConfig, ModelConfig, TaskConfig
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
+from lepton_jax.core.fields import build
 from lepton_jax.data import tokenizers
 from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.models.partitioning import RULES
@@ -34,8 +35,6 @@ class Source:
 
     config: dict[str, Any]  # its config.json
     tensors: dict[str, str]  # name -> dtype of its tensors that the model has, as safetensors names them
-    initialised: tuple[str, ...] = ()  # tensors that the model has and the folder lacked
-    unexpected: tuple[str, ...] = ()  # tensors that the folder has and the model lacks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +66,8 @@ class Bundle:
     params: Any
     tokenizer: Tokenizer | None  # None: of a folder of another library that has no tokenizer
     card: Card
+    initialised: tuple[str, ...] = ()  # parts of the parameters, such as "head", that the weights lacked
+    unexpected: tuple[str, ...] = ()  # tensors of a folder of another library that the model has no use for
 
     @property
     def config(self) -> ModelConfig:
@@ -151,10 +152,9 @@ def _read_card(path: Path) -> Card:
             name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()
         }
         for name, cls in (("model", ModelConfig), ("task", TaskConfig), ("checkpoint", CheckpointConfig)):
-            values[name] = build(cls, tree[name], f"{path}: {name}")
+            values[name] = build(cls, tree[name], name)
         if tree["source"] is not None:
-            lists = {name: tuple(tree["source"][name]) for name in ("initialised", "unexpected")}
-            values["source"] = Source(**tree["source"] | lists)
+            values["source"] = Source(**tree["source"])
         return Card(**values)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{path}: not the card of a model of this version ({error})") from None

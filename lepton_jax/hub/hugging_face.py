@@ -68,16 +68,16 @@ def load(
     card = _card(settings, head, config, tuple(labels), path)
     model = Transformer(settings, head, card.num_outputs)
     table = family.tensors(settings, head)
-    params, initialised = _read(model, table, names, mesh, seed, path)
+    params, initialised, missing = _read(model, table, names, mesh, seed, path)
     used = names.used | {names.find(name) for name in (*family.aliases, *family.buffers)}
     unexpected = tuple(name for name in stored if name not in used)
-    if initialised:
-        logging.warning("%s: initialised, the weights do not have them: %s", folder, ", ".join(initialised))
+    if missing:
+        logging.warning("%s: initialised, the weights do not have them: %s", folder, ", ".join(missing))
     if unexpected:
         logging.warning("%s: not part of a %s, left out: %s", folder, family.heads[head], ", ".join(unexpected))
     kept = {name: stored[name].dtype for name in stored if name in used}
-    card = dataclasses.replace(card, source=Source(config, kept, initialised, unexpected))
-    return Bundle(model, params, None, card)
+    card = dataclasses.replace(card, source=Source(config, kept))
+    return Bundle(model, params, None, card, initialised, unexpected)
 
 
 def save(folder: Path, bundle: Bundle, shard_bytes: int = 5_000_000_000) -> None:
@@ -195,8 +195,8 @@ def _card(model: ModelConfig, head: Head, config: Mapping[str, Any], labels: tup
 
 def _read(
     model: Transformer, table: list[Tensor], names: _Names, mesh: Mesh | None, seed: int, path: Path
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Returns (parameters, names of theirs that were missing and are initialised: those of heads and poolers)."""
+) -> tuple[dict[str, Any], tuple[str, ...], list[str]]:
+    """Returns (parameters, parts of them that are initialised, names of theirs that were missing for those parts)."""
     abstract = abstract_params(model)
     where = sharding.shardings(abstract, mesh, RULES) if mesh is not None else None
     missing = {tensor.path: [name for name in _all_names(tensor, abstract) if not names.has(name)] for tensor in table}
@@ -220,8 +220,8 @@ def _read(
         for key in parents:
             node = node.setdefault(key, {})
         node[last] = value
-    params, _ = complete(model, params, mesh, seed)
-    return params, tuple(name for lacking in missing.values() for name in lacking)
+    params, initialised = complete(model, params, mesh, seed)
+    return params, initialised, [name for lacking in missing.values() for name in lacking]
 
 
 def _at(tree: Any, path: str) -> Any:

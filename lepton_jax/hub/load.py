@@ -80,5 +80,5 @@ def with_head(
     card = dataclasses.replace(card, model=settings, head=head, labels=labels, task=task)
     model = Transformer(settings, head, card.num_outputs)
     kept = {name: value for name, value in loaded.params.items() if name != "head"}
-    params, _ = complete(model, kept, mesh, seed)
-    return Bundle(model, params, loaded.tokenizer, card)
+    params, initialised = complete(model, kept, mesh, seed)
+    return Bundle(model, params, loaded.tokenizer, card, initialised)

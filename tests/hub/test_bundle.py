@@ -53,7 +53,7 @@ def test_a_written_bundle_comes_back_bit_for_bit(make_bundle, tmp_path, form):
     assert back.tokenizer.fingerprint == bundle.tokenizer.fingerprint
     assert same(back.params, bundle.params)
     assert isinstance(back.params["embeddings"]["token"], Int8) == (form != "float32")
-    assert isinstance(back.params["head"]["dense"]["kernel"], Int8) == (form == "int8")
+    assert isinstance(back.params["head"]["output"]["kernel"], Int8) == (form == "int8")
     out = [one.model.apply({"params": one.params}, IDS, attention_mask=np.ones_like(IDS)) for one in (bundle, back)]
     assert same(*out) and set(out[0]) == {"hidden", "logits", "pooled"}
     other = make_bundle().model.apply({"params": make_bundle().params}, IDS)
@@ -160,10 +160,14 @@ def test_parameters_of_another_architecture_are_refused(make_bundle, tmp_path):
         hub.load(tmp_path)
 
 
-@pytest.mark.parametrize("folder", ["", "nowhere"])
-def test_a_folder_without_a_model_is_refused(tmp_path, folder):
-    with pytest.raises(
-        UserError, match=r"no model here \(no model\.json\); name the WORKDIR of a run that has trained"
-    ):
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("", r"no model here \(no model\.json or config\.json\); name the WORKDIR of a trained model"),
+        ("nowhere", r"no such folder; a model is a folder, hf:ORG/NAME or pypi:NAME==VERSION"),
+    ],
+)
+def test_a_folder_without_a_model_is_refused(tmp_path, folder, message):
+    with pytest.raises(UserError, match=message):
         hub.load(tmp_path / folder)
     assert list(tmp_path.iterdir()) == []

@@ -44,7 +44,7 @@ def self_attention(config, x, p, segments, positions):
             qh, kh = rotate(qh, positions, config.rotary_base), rotate(kh, positions, config.rotary_base)
         out = np.zeros_like(vh)
         for t in range(len(x)):
-            seen = segments == segments[t]
+            seen = segments == segments[t] if segments[t] else segments > 0
             weights = np.exp(kh[seen] @ qh[t] / math.sqrt(size))
             out[t] = weights @ vh[seen] / weights.sum()
         heads.append(out)
@@ -81,7 +81,8 @@ def encode(config, params, ids, segments, positions):
 
 def masked_lm_logits(config, params, hidden):
     head = params["head"]
-    x = norm(config, activation(config.activation, linear(hidden, head["dense"])), head["norm"])
+    transform = head["transform"]
+    x = norm(config, activation(config.head_activation, linear(hidden, transform["dense"])), transform["norm"])
     kernel = params["embeddings"]["token"].T if config.tied_head else head["kernel"]
     return x @ kernel + head["bias"]
 

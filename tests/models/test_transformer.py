@@ -28,6 +28,7 @@ VARIANTS = {
     "modern": {},
     "bert": {"norm_position": "post", "positions": "learned", "type_vocab_size": 2, "norm_epsilon": 1e-12},
     "gated, no biases, rms": {"gated": True, "bias": False, "norm": "rms", "activation": "silu"},
+    "no norm biases, relu head": {"norm_bias": False, "head_activation": "relu"},
     "untied, tanh gelu, another base": {"tied_head": False, "activation": "gelu_tanh", "rotary_base": 500.0},
     "post-norm rotary relu": {"norm_position": "post", "activation": "relu", "num_layers": 1},
 }
@@ -77,7 +78,7 @@ def test_packed_documents_never_see_each_other(positions):
     model, params = make(positions=positions)
     before, after = apply(model, params)["logits"], apply(model, params, IDS.at[0, 2].add(1))["logits"]
     assert difference(before[0, :5], after[0, :5]) > 1e-3, "document 1 must notice its own change"
-    np.testing.assert_array_equal(before[0, 5:], after[0, 5:])
+    np.testing.assert_array_equal(before[0, 5:9], after[0, 5:9])
 
     def second_document(table):
         changed = {**params, "embeddings": {**params["embeddings"], "token": table}}
@@ -120,12 +121,18 @@ def test_predicted_positions_are_a_selection_of_all():
     np.testing.assert_allclose(some, jnp.take_along_axis(every, predict[:, :, None], axis=1), atol=1e-5)
 
 
-def test_pooling_is_the_mean_or_the_first():
-    out = {pooling: apply(*make("classification", 2, pooling=pooling)) for pooling in ("mean", "cls")}
-    hidden = out["mean"]["hidden"]
-    assert difference(out["mean"]["pooled"], out["cls"]["pooled"]) > 1e-3
-    np.testing.assert_allclose(out["mean"]["pooled"][0], hidden[0, :9].mean(0), atol=1e-5)
-    np.testing.assert_array_equal(out["cls"]["pooled"], out["cls"]["hidden"][:, 0])
+def test_pooling_is_the_mean_the_first_or_the_last():
+    kinds = ("mean", "cls", "last")
+    out = {kind: apply(*make("pooler", pooling=kind, pooler="none")) for kind in kinds}
+    hidden, pooled = out["mean"]["hidden"], {kind: out[kind]["pooled"] for kind in kinds}
+    assert difference(pooled["mean"], pooled["cls"]) > 1e-3 and difference(pooled["last"], pooled["cls"]) > 1e-3
+    np.testing.assert_allclose(pooled["mean"][0], hidden[0, :9].mean(0), atol=1e-5)
+    np.testing.assert_array_equal(pooled["cls"], hidden[:, 0])
+    np.testing.assert_array_equal(pooled["last"], jnp.stack([hidden[0, 8], hidden[1, 11]]))
+    model, params = make("pooler", pooling="cls")
+    dense = params["pooler"]["dense"]
+    expected = jnp.tanh(apply(model, params)["hidden"][:, 0] @ dense["kernel"] + dense["bias"][None, :])
+    np.testing.assert_allclose(apply(model, params)["pooled"], expected, atol=1e-6)
 
 
 def test_unrolled_layers_equal_scanned_ones():
