@@ -127,10 +127,14 @@ class _Names:
         self.stored, self.used = stored, set[str]()
         self._prefix = f"{family.prefix}."
         self._bare = not any(name.startswith(self._prefix) for name in stored)
+        # Older checkpoints have the bias of a head's last layer under one of its two names.
+        self._biases = {alias: name for alias, name in family.aliases.items() if alias.endswith(".bias")}
 
     def find(self, name: str) -> str:
         """Returns the name under which the checkpoint has a tensor, or would have it."""
         bare = name.removeprefix(self._prefix) if self._bare else name
+        if bare not in self.stored and name in self._biases:
+            return self.find(self._biases[name])
         for now, old in _OLD_NAMES:
             if bare not in self.stored and bare.endswith(now) and bare.removesuffix(now) + old in self.stored:
                 return bare.removesuffix(now) + old
@@ -306,8 +310,7 @@ def _unused(bundle: Bundle) -> set[str]:
     model, head = bundle.config, bundle.card.head
     language = head in ("masked_lm", "causal_lm")
     return {
-        *(() if language else ("tied_head", "head_transform")),
-        *(() if language or head == "replaced_token" else ("head_activation",)),
+        *(() if language else ("tied_head", "head_transform", "head_activation")),
         *(() if head in _LABELLED or head == "pooler" else ("pooler", "pooler_activation", "pooling")),
         *(() if head not in ("none", "pooler") else ("output_bias",)),
         *(() if model.positions == "rotary" else ("rotary_base",)),
@@ -355,9 +358,10 @@ def _plan(family: Family, bundle: Bundle, prefixed: bool) -> dict[str, Any]:
     planned: dict[str, Any] = {}
     for name, pieces in parts.items():
         planned[known(name)] = (source.get(known(name), "F32"), *_made(bundle.params, pieces))
-    for alias, name in family.aliases.items():
-        if known(alias) in source and known(name) in planned:
-            planned[known(alias)] = (source[known(alias)], *planned[known(name)][1:])
+    for pair in family.aliases.items():
+        for missing, there in (pair, pair[::-1]):
+            if known(missing) in source and known(missing) not in planned and known(there) in planned:
+                planned[known(missing)] = (source[known(missing)], *planned[known(there)][1:])
     for name, make in family.buffers.items():
         if known(name) in source:
             array = make(bundle.config)

@@ -59,7 +59,7 @@ class ReplacedTokenHead(nn.Module):
     @nn.compact
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         config = self.config
-        transform = Transform(config, config.hidden_size, config.head_activation, norm=False, name="transform")
+        transform = Transform(config, config.hidden_size, config.activation, norm=False, name="transform")
         return Linear(config, 1, config.output_bias, name="output")(transform(x_BxTxD))[:, :, 0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lepton_jax.config import ModelConfig
 from lepton_jax.hub.families import bert
-from lepton_jax.hub.families.family import Family, Tensor, embeddings, linear, norm, position_ids
+from lepton_jax.hub.families.family import Family, Tensor, embeddings, linear, norm, position_ids, scores
 from lepton_jax.models.transformer import Head
 
 
@@ -28,9 +28,7 @@ def tensors(model: ModelConfig, head: Head) -> list[Tensor]:
     if head == "masked_lm":
         table += linear("head/transform/dense", "predictions.dense")
         table += norm("head/transform/norm", "predictions.LayerNorm")
-        table.append(Tensor("head/bias", "predictions.bias"))
-        if not model.tied_head:
-            table.append(Tensor("head/kernel", "predictions.decoder.weight", transpose=True))
+        table += scores("predictions.decoder", "predictions.bias", model)
     if head in ("classification", "token_classification"):
         table += linear("head/output", "classifier")
     return table

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from lepton_jax.config import ModelConfig
-from lepton_jax.hub.families.family import Family, Tensor, embeddings, linear, norm, position_ids, post_norm_block
+from lepton_jax.hub.families.family import (
+    Family,
+    Tensor,
+    embeddings,
+    linear,
+    norm,
+    position_ids,
+    post_norm_block,
+    scores,
+)
 from lepton_jax.models.transformer import Head
 
 # The fields and settings that BERT, RoBERTa and ELECTRA share.
@@ -38,9 +47,7 @@ def tensors(model: ModelConfig, head: Head) -> list[Tensor]:
     if head == "masked_lm":
         table += linear("head/transform/dense", "cls.predictions.transform.dense")
         table += norm("head/transform/norm", "cls.predictions.transform.LayerNorm")
-        table.append(Tensor("head/bias", "cls.predictions.bias"))
-        if not model.tied_head:
-            table.append(Tensor("head/kernel", "cls.predictions.decoder.weight", transpose=True))
+        table += scores("cls.predictions.decoder", "cls.predictions.bias", model)
     if head in ("classification", "token_classification"):
         table += linear("head/output", "classifier")
     return table

@@ -8,7 +8,16 @@ from typing import Any
 from lepton_jax.config import ModelConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.hub.families import bert
-from lepton_jax.hub.families.family import Family, Tensor, embeddings, linear, norm, position_ids, post_norm_block
+from lepton_jax.hub.families.family import (
+    Family,
+    Tensor,
+    embeddings,
+    linear,
+    norm,
+    position_ids,
+    post_norm_block,
+    scores,
+)
 from lepton_jax.models.transformer import Head
 
 _NAMES = ("query_proj", "key_proj", "value_proj")
@@ -30,9 +39,7 @@ def tensors(model: ModelConfig, head: Head) -> list[Tensor]:
     if head == "masked_lm":
         table += linear("head/transform/dense", "cls.predictions.transform.dense")
         table += norm("head/transform/norm", "cls.predictions.transform.LayerNorm")
-        table.append(Tensor("head/bias", "cls.predictions.bias"))
-        if not model.tied_head:
-            table.append(Tensor("head/kernel", "cls.predictions.decoder.weight", transpose=True))
+        table += scores("cls.predictions.decoder", "cls.predictions.bias", model)
     if head == "classification":
         table += linear("pooler/dense", "pooler.dense")
     if head in ("classification", "token_classification"):

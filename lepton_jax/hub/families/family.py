@@ -105,6 +105,16 @@ def embeddings(prefix: str, model: ModelConfig) -> list[Tensor]:
     ]
 
 
+def scores(decoder: str, bias: str, model: ModelConfig) -> list[Tensor]:
+    """Returns the tensors of a masked-LM head's last layer, of those families that name its bias twice.
+
+    In a tied model both names are one tensor. In an untied one `transformers` adds the layer's own, `{decoder}.bias`.
+    """
+    if model.tied_head:
+        return [Tensor("head/bias", bias)]
+    return [Tensor("head/bias", f"{decoder}.bias"), Tensor("head/kernel", f"{decoder}.weight", transpose=True)]
+
+
 def position_ids(model: ModelConfig) -> np.ndarray:
     """Returns the buffer 0, 1, 2, ... [1, max_positions] that older checkpoints keep beside the parameters."""
     return np.arange(model.max_positions, dtype=np.int64)[None, :]

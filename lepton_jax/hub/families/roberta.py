@@ -8,7 +8,16 @@ from typing import Any
 
 from lepton_jax.config import ModelConfig
 from lepton_jax.hub.families import bert
-from lepton_jax.hub.families.family import Family, Tensor, embeddings, linear, norm, position_ids, post_norm_block
+from lepton_jax.hub.families.family import (
+    Family,
+    Tensor,
+    embeddings,
+    linear,
+    norm,
+    position_ids,
+    post_norm_block,
+    scores,
+)
 from lepton_jax.models.transformer import Head
 
 
@@ -20,9 +29,7 @@ def tensors(model: ModelConfig, head: Head) -> list[Tensor]:
     if head == "masked_lm":
         table += linear("head/transform/dense", "lm_head.dense")
         table += norm("head/transform/norm", "lm_head.layer_norm")
-        table.append(Tensor("head/bias", "lm_head.bias"))
-        if not model.tied_head:
-            table.append(Tensor("head/kernel", "lm_head.decoder.weight", transpose=True))
+        table += scores("lm_head.decoder", "lm_head.bias", model)
     if head == "classification":
         table += linear("pooler/dense", "classifier.dense") + linear("head/output", "classifier.out_proj")
     if head == "token_classification":
