@@ -11,8 +11,7 @@ import sentencepiece
 
 from lepton_jax.config import DataConfig
 from lepton_jax.core.errors import UserError
-from lepton_jax.data import tokenizers
-from lepton_jax.data.tokenizers import SentencePieceTokenizer, from_config, load, train
+from lepton_jax.data.tokenizers import SentencePieceTokenizer, from_config, load, sentence_piece, train
 
 
 def corpus(seed: int = 0) -> list[str]:
@@ -88,7 +87,7 @@ def test_training_is_deterministic_and_cached_by_content(tokenizer, cache, tmp_p
 
 
 def test_a_large_corpus_is_sampled_by_the_seed(cache, monkeypatch):
-    monkeypatch.setattr(tokenizers, "TRAINING_SENTENCES", 200)
+    monkeypatch.setattr(sentence_piece, "TRAINING_SENTENCES", 200)
     first, again = (train(corpus(), size=400, seed=0, cache=cache).fingerprint for _ in range(2))
     assert first == again != train(corpus(), size=400, seed=1, cache=cache).fingerprint
 
