@@ -219,7 +219,7 @@ def _unigram_or_bpe(
     spaces = pre_tokenizers.Metaspace(_SPACE, prepend_scheme=scheme)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([step for step in (split, spaces) if step is not None])
     decode: list[Any] = [decoders.ByteFallback(), decoders.Fuse()] if trained.byte_fallback else []
-    tokenizer.decoder = decoders.Sequence([*decode, decoders.Metaspace(_SPACE, prepend_scheme=scheme)])
+    tokenizer.decoder = decoders.Sequence([decoders.Metaspace(_SPACE, prepend_scheme=scheme), *decode])
     return tokenizer
 
 

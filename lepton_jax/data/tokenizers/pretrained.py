@@ -85,7 +85,7 @@ class PretrainedTokenizer:
         """
         self._files, self._where = dict(files), where
         options = self._json("tokenizer_config.json")
-        self._family = _family(options, family, where)
+        self._family = _family(options, family)
         names = {**_names(self._json("special_tokens_map.json")), **_names(options)}
         settings = convert.Settings(where, options, names)
         self._tokenizer = self._build(settings)
@@ -143,7 +143,8 @@ class PretrainedTokenizer:
             with replacing(folder / name) as temporary:
                 temporary.write_bytes(data)
         config = folder / "config.json"
-        if self._family and not config.exists() and not self._json("tokenizer_config.json").get("tokenizer_class"):
+        told = _family(self._json("tokenizer_config.json"), None)
+        if self._family != told and not config.exists():  # else nothing in the folder would say it
             with replacing(config) as temporary:
                 temporary.write_text(json.dumps({"model_type": self._family}) + "\n")
 
@@ -265,7 +266,7 @@ def _object(data: bytes, path: str) -> dict[str, Any]:
     return tree
 
 
-def _family(options: Mapping[str, Any], model_type: str | None, where: str) -> str | None:
+def _family(options: Mapping[str, Any], model_type: str | None) -> str | None:
     """Returns the family that a folder says it is of; the tokenizer's own class counts more than the model's type."""
     name = str(options.get("tokenizer_class") or "").removesuffix("Fast")
     if name in _CLASSES:
