@@ -18,9 +18,11 @@ def load(folder: Path | str) -> Tokenizer:
       UserError: there is none, or a file of it is damaged.
     """
     folder = Path(folder).expanduser()
-    if (folder / sentence_piece.MODEL_FILE).exists():
+    theirs_too = any((folder / name).exists() for names in pretrained.VOCABULARIES for name in names)
+    model, hashes = ((folder / name).exists() for name in (sentence_piece.MODEL_FILE, sentence_piece.HASH_FILE))
+    if model and (hashes or not theirs_too):  # other programs call a file of theirs tokenizer.model, too
         return sentence_piece.read(folder)
-    if any((folder / name).exists() for names in pretrained.VOCABULARIES for name in names):
+    if theirs_too:
         return pretrained.read(folder)
     ours = f"{sentence_piece.MODEL_FILE} and {sentence_piece.HASH_FILE}"
     theirs = ", ".join(" + ".join(names) for names in pretrained.VOCABULARIES)

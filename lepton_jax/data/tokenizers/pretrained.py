@@ -90,11 +90,14 @@ class PretrainedTokenizer:
         settings = convert.Settings(where, options, names)
         self._tokenizer = self._build(settings)
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values())
-        special = {token.content: index for index, token in self._tokenizer.get_added_tokens_decoder().items()}
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {token.content: index for index, token in added.items() if token.special}
         roles = {role: self._role(names.get(role), special, _NAMES[role]) for role in _NAMES}
         self.unk_id, self.cls_id, self.sep_id, self.mask_id = (roles[role] for role in ("unk", "cls", "sep", "mask"))
         self.pad_id = next((roles[role] for role in ("pad", "eos") if roles[role] is not None), None) or 0
-        self._special = np.array(sorted(set(special.values()) - {self.unk_id}), np.int32)
+        # GPT-2's unknown token is its end of text, which is no part of a text.
+        kept = {self.unk_id} - {roles["eos"]}
+        self._special = np.array(sorted(set(special.values()) - kept), np.int32)
         digest = hashlib.sha256(repr(self._family).encode())
         for name in sorted(self._files):
             digest.update(f"\n{name} {len(self._files[name])}\n".encode() + self._files[name])
@@ -179,7 +182,7 @@ class PretrainedTokenizer:
 
     def _complete(self, tokenizer: tokenizers.Tokenizer, settings: convert.Settings) -> None:
         """Gives a tokenizer.json without a post-processor that of its family, as transformers does."""
-        if tokenizer.post_processor is not None or self._family in (None, "gpt2", "modernbert"):
+        if tokenizer.post_processor is not None or self._family not in _CLASSES.values() or self._family == "gpt2":
             return
         twice = self._family in ("roberta", "xlm-roberta")
         cls, sep = (settings.names.get(role, _NAMES[role][twice]) for role in ("cls", "sep"))
@@ -237,16 +240,24 @@ def read(folder: Path | str) -> PretrainedTokenizer:
     folder = Path(folder)
     files = {name: _bytes(folder / name) for name in _FILES if (folder / name).exists()}
     if (folder / HASH_FILE).exists():
-        for line in _bytes(folder / HASH_FILE).decode("utf-8", "replace").splitlines():
-            expected, _, name = line.partition("  ")
-            if name not in files:
-                raise UserError(f"{folder / name}: is missing, {HASH_FILE} names it; restore it from a copy")
-            if hashlib.sha256(files[name]).hexdigest() != expected:
-                raise UserError(f"{folder / name}: is damaged, its sha256 is not that of {HASH_FILE}; "
-                                "restore it from a copy")  # fmt: skip
+        _check(folder, files, _bytes(folder / HASH_FILE).decode("utf-8", "replace"))
     config = folder / "config.json"
     family = _object(_bytes(config), str(config)).get("model_type") if config.exists() else None
     return PretrainedTokenizer(files, family if isinstance(family, str) else None, str(folder))
+
+
+def _check(folder: Path, files: Mapping[str, bytes], hashes: str) -> None:
+    """Compares files with the hashes that `PretrainedTokenizer.save` wrote of them."""
+    expected = {name: digest for digest, _, name in (line.partition("  ") for line in hashes.splitlines())}
+    for name in sorted({*expected, *files}):
+        if name not in files:
+            raise UserError(f"{folder / name}: is missing, {HASH_FILE} names it; restore it from a copy")
+        if name not in expected:
+            raise UserError(f"{folder / name}: {HASH_FILE} does not name it; remove one of the two")
+        if hashlib.sha256(files[name]).hexdigest() != expected[name]:
+            raise UserError(
+                f"{folder / name}: is damaged, its sha256 is not that of {HASH_FILE}; restore it from a copy"
+            )
 
 
 def _bytes(path: Path) -> bytes:

