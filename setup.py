@@ -24,6 +24,7 @@ setup(
         "flax>=0.12",
         "grain>=0.2.18",
         "importlib_resources",  # tensorflow-datasets needs it where TensorFlow is absent
+        "huggingface_hub>=0.30",
         "jax>=0.10.2",
         "jaxtyping>=0.3",
         "matplotlib>=3.9",
@@ -32,17 +33,26 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
+        "protobuf>=5",  # the schema in which SentencePiece keeps its models
         "rich>=13",
         "safetensors>=0.5",
         "scikit-learn>=1.5",
-        "sentencepiece>=0.2.1",
+        "sentencepiece>=0.2.3",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9",
+        "tokenizers>=0.23.1",
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
-        "hub": ["huggingface_hub>=0.30"],
-        "dev": ["hypothesis>=6.100", "pyright>=1.1.390", "pytest>=8", "ruff>=0.8", "tensorboard>=2.18"],
+        "parity": ["torch>=2.6", "transformers>=5"],
+        "dev": [
+            "hypothesis>=6.100",
+            "pyright>=1.1.390",
+            "pytest>=8",
+            "ruff>=0.8",
+            "tensorboard>=2.18",
+            "transformers>=5",  # what our tokenizers are compared with; it needs no PyTorch for that
+        ],
     },
 )

@@ -100,7 +100,7 @@ class DataConfig:
     max_examples: int = number(0, 0)  # training examples kept, chosen by split_seed; 0: all
     max_length: int = number(128, 4)  # tokens a row, special tokens included
     pack: bool = True  # masked LM: several documents a row, isolated from each other
-    tokenizer: str = "unigram"  # "unigram" or "bpe" to train one; a WORKDIR or folder to reuse one
+    tokenizer: str = "unigram"  # "unigram" or "bpe" to train one; a WORKDIR or a checkpoint's folder to reuse one
     tokenizer_size: int = number(8192, 300)
     byte_fallback: bool = True
     lowercase: bool = True

@@ -31,13 +31,12 @@ _IN_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # rows ar
 
 
 def encode_examples(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
-    """Returns int32 [n] of each text, `[CLS] ... [SEP]`, cut at its end so that n <= max_length."""
-    ids = [document[: max_length - 2] for document in tokenizer.encode(texts)]
-    return _with_specials(tokenizer, ids)
+    """Returns int32 [n] of each text with the tokenizer's special tokens, cut at its end so that n <= max_length."""
+    return [row.ids for row in tokenizer.rows(texts, max_length=max_length)]
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], max_length: int, cache: str = "") -> list[np.ndarray]:
-    """Returns int32 [n] rows, `[CLS] ... [SEP]`, n <= max_length, for masked LM.
+    """Returns int32 [n] rows with the tokenizer's special tokens, n <= max_length, for masked LM.
 
     A document that is too long is cut into consecutive rows; one without tokens gives none. The rows are
     views of one array, which the cache keeps by a hash of the tokenizer, the length and the texts.
@@ -45,9 +44,9 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], max_length: int
     key = content_hash(("documents", tokenizer.fingerprint, max_length), texts)
     path = cache_folder(cache) / "encoded" / f"{key}.npz"
     if not path.exists():
-        step = max_length - 2
+        step = max_length - len(tokenizer.with_specials(np.zeros(0, np.int32)))
         pieces = [ids[start : start + step] for ids in tokenizer.encode(texts) for start in range(0, len(ids), step)]
-        rows = _with_specials(tokenizer, pieces)
+        rows = [tokenizer.with_specials(piece) for piece in pieces]
         ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
         tokens = np.concatenate([np.zeros(0, np.int32), *rows])
         with replacing(path) as temporary:
@@ -161,11 +160,6 @@ def _check(rows: Sequence[np.ndarray], max_length: int, labels: np.ndarray | Non
         raise UserError(f"a row has {longest} tokens, more than max_length={max_length}; encode the texts so")
     if labels is not None and (pack or len(labels) != len(rows)):
         raise ValueError(f"{len(labels)} labels, {len(rows)} rows, pack={pack}: one label a row, none when packing")
-
-
-def _with_specials(tokenizer: Tokenizer, pieces: Sequence[np.ndarray]) -> list[np.ndarray]:
-    cls, sep = np.array([tokenizer.cls_id], np.int32), np.array([tokenizer.sep_id], np.int32)
-    return [np.concatenate([cls, piece, sep]) for piece in pieces]
 
 
 def _packed(dataset: Any, max_length: int, pad_id: int, seed: int | None) -> Any:

@@ -44,10 +44,8 @@ def _from_hugging_face(spec: str) -> Path:
     match = re.fullmatch(r"hf:([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?", spec)
     if match is None:
         raise UserError(f"{spec}: must be hf:ORG/NAME or hf:ORG/NAME@REVISION")
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError(f"{spec}: needs huggingface_hub; pip install 'lepton_jax[hub]'") from None
+    import huggingface_hub  # here, because importing it takes a while
+
     name, revision = match.groups()
     try:
         folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))

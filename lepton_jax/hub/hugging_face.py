@@ -69,7 +69,8 @@ def load(
     model = Transformer(settings, head, card.num_outputs)
     table = family.tensors(settings, head)
     params, initialised, missing = _read(model, table, names, mesh, seed, path)
-    used = names.used | {names.find(name) for name in (*family.aliases, *family.buffers)}
+    known = (*family.aliases, *family.aliases.values(), *family.buffers)
+    used = names.used | {names.find(name) for name in known}
     unexpected = tuple(name for name in stored if name not in used)
     if missing:
         logging.warning("%s: initialised, the weights do not have them: %s", folder, ", ".join(missing))

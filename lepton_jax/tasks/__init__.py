@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import jax
 
 from lepton_jax.config import TaskConfig
+from lepton_jax.core.errors import UserError
 from lepton_jax.models.transformer import Head, Transformer
 from lepton_jax.tasks.classification import Classification
 from lepton_jax.tasks.masked_lm import MaskedLM
@@ -48,10 +49,17 @@ class Task(Protocol):
 
 
 def make_task(config: TaskConfig, tokenizer: Any, num_labels: int = 0) -> Task:
-    """Returns the task that the config names, for a tokenizer and, where it has classes, their number."""
+    """Returns the task that the config names, for a tokenizer and, where it has classes, their number.
+
+    Raises:
+      UserError: masked language modelling with a tokenizer that has no mask token.
+    """
     if config.name == "masked_lm":
+        if tokenizer.mask_id is None:
+            raise UserError("config.task.name='masked_lm': the tokenizer has no mask token; train one, or use another")
         special = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
-        return MaskedLM(config, tokenizer.vocab_size, tokenizer.mask_id, special)
+        known = tuple(dict.fromkeys(token for token in special if token is not None))
+        return MaskedLM(config, tokenizer.vocab_size, tokenizer.mask_id, known)
     if config.name == "regression":
         return Regression()
     return Classification(num_labels, config.loss)

@@ -24,7 +24,7 @@ class MaskedLM:
     config: TaskConfig
     vocab_size: int  # of the tokenizer
     mask_id: int
-    special: tuple[int, ...]  # ids that are never predicted
+    special: tuple[int, ...]  # distinct ids that are never predicted nor drawn
 
     head: Head = "masked_lm"
     num_outputs: int = 0
@@ -75,8 +75,9 @@ class MaskedLM:
         targets = jnp.take_along_axis(token_ids, predict, axis=1)
 
         fate = jax.random.uniform(replace, (rows, budget))
-        first = max(self.special) + 1
-        random_ids = jax.random.randint(draw, (rows, budget), first, self.vocab_size)
+        random_ids = jax.random.randint(draw, (rows, budget), 0, self.vocab_size - len(self.special))
+        for token in sorted(self.special):  # the k-th ordinary id, wherever the special ones are
+            random_ids += random_ids >= token
         hidden = jnp.where(fate < config.mask_token_share + config.random_token_share, random_ids, targets)
         hidden = jnp.where(fate < config.mask_token_share, self.mask_id, hidden)
         hidden = jnp.where(weight > 0, hidden, targets)

@@ -10,6 +10,7 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.data.batches import encode_documents, encode_examples, evaluation_batches, training_batches
 from lepton_jax.data.splits import load_splits
 from lepton_jax.data.tokenizers import train
+from lepton_jax.data.tokenizers.layout import Layout, Slot
 
 PAD = 7  # not 0, so that padding cannot be right by accident
 LENGTH = 16
@@ -20,9 +21,17 @@ class Letters:
 
     vocab_size, pad_id, unk_id, cls_id, sep_id, mask_id = 200, PAD, 1, 2, 3, 4
     fingerprint = "letters"
+    layout = Layout((Slot(-1, 0, (2,)), Slot(0), Slot(-1, 0, (3,))), ())
 
     def encode(self, texts):
         return [np.array([ord(letter) for letter in text], np.int32) for text in texts]
+
+    def rows(self, texts, pairs=None, max_length=None, truncation="longest_first"):
+        cuts = [(ids, np.zeros((len(ids), 2), np.int32)) for ids in self.encode(texts)]
+        return self.layout.rows(cuts, None, max_length, truncation)
+
+    def with_specials(self, ids):
+        return self.layout.with_specials(ids)
 
     def decode(self, ids):
         return "".join(map(chr, ids))

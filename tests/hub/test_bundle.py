@@ -15,6 +15,8 @@ from lepton_jax import hub
 from lepton_jax.compress import quantize_int8
 from lepton_jax.core.errors import UserError
 from lepton_jax.core.weights import Int8
+from lepton_jax.data import tokenizers
+from lepton_jax.data.batches import encode_documents, encode_examples
 
 IDS = np.arange(24, dtype=np.int32).reshape(2, 12) + 5
 
@@ -40,6 +42,20 @@ def damage(path: Path) -> None:
 
 def largest(folder: Path) -> Path:
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def test_the_tokenizer_of_a_checkpoint_travels_with_a_bundle(make_bundle, tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b", "good"]))
+    (tmp_path / "config.json").write_text('{"model_type": "distilbert", "dim": 7}')
+    bundle = dataclasses.replace(make_bundle(), tokenizer=tokenizers.load(tmp_path))
+    hub.write(tmp_path / "a", bundle)
+    back = hub.load(tmp_path / "a")
+    assert back.tokenizer.fingerprint == bundle.tokenizer.fingerprint != make_bundle().tokenizer.fingerprint
+    assert encode_examples(back.tokenizer, ["AB good x"], 5)[0].tolist() == [2, 5, 6, 7, 3]
+    assert encode_documents(back.tokenizer, ["a a a good"], 5, str(tmp_path))[1].tolist() == [2, 7, 3]
+    damage(tmp_path / "a" / "tokenizer" / "vocab.txt")
+    with pytest.raises(UserError, match=r"vocab\.txt: is damaged"):
+        hub.load(tmp_path / "a")
 
 
 @pytest.mark.parametrize("form", ["float32", "int8", "int8 but for the head"])

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import math
+import types
 from pathlib import Path
 
 import jax
@@ -13,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lepton_jax import tasks
 from lepton_jax.config import ModelConfig, TaskConfig
 from lepton_jax.core import rng as rngs
+from lepton_jax.core.errors import UserError
 from lepton_jax.models.transformer import Transformer, init_params
 from lepton_jax.tasks.masked_lm import MaskedLM
 
@@ -161,6 +164,23 @@ def test_random_tokens_stay_in_the_tokenizers_vocabulary():
     ids = jnp.full((500, 20), 7, jnp.int32)
     inputs = mask_fn(9, mask_token_share=0.0, random_token_share=1.0)(jax.random.key(0), ids, jnp.ones_like(ids))[0]
     assert set(np.unique(inputs)) == {5, 6, 7, 8}
+
+
+def test_random_tokens_are_ordinary_wherever_the_special_ones_are():
+    """XLM-R has its mask token at the end, BERT all of them in the middle."""
+    ids = jnp.full((500, 20), 7, jnp.int32)
+    for special in ((1, 3, 0, 2, 11), (0, 5, 6, 8, 9), (10, 11)):
+        task = MaskedLM(TaskConfig(mask_token_share=0.0, random_token_share=1.0), 12, special[-1], special)
+        inputs = jax.jit(task.mask)(jax.random.key(0), ids, jnp.ones_like(ids))[0]
+        assert set(np.unique(inputs)) == {*range(12)} - {*special}
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused():
+    gpt2 = types.SimpleNamespace(pad_id=0, unk_id=0, cls_id=None, sep_id=None, mask_id=None, vocab_size=9)
+    with pytest.raises(UserError, match=r"config\.task\.name='masked_lm': the tokenizer has no mask token"):
+        tasks.make_task(TaskConfig(), gpt2)
+    task = tasks.make_task(TaskConfig(), types.SimpleNamespace(**{**vars(gpt2), "mask_id": 4}))
+    assert isinstance(task, MaskedLM) and task.special == (0, 4)
 
 
 # --- the loss

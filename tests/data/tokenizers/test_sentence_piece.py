@@ -4,15 +4,17 @@ import hashlib
 import io
 import random
 import re
+import unicodedata
 
 import numpy as np
 import pytest
 import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lepton_jax.config import DataConfig
 from lepton_jax.core.errors import UserError
-from lepton_jax.data import tokenizers
-from lepton_jax.data.tokenizers import SentencePieceTokenizer, from_config, load, train
+from lepton_jax.data.tokenizers import SentencePieceTokenizer, from_config, load, sentence_piece, train
 
 
 def corpus(seed: int = 0) -> list[str]:
@@ -62,6 +64,52 @@ def test_encode_gives_int32_without_special_tokens(tokenizer):
     assert full.ndim == 1 and full.min() > 4 and len(empty) == 0
 
 
+def test_rows_hold_special_tokens_types_and_sequences(tokenizer):
+    (a, b) = tokenizer.encode(corpus()[:2])
+    single, pair = tokenizer.rows(corpus()[:1])[0], tokenizer.rows(corpus()[:1], corpus()[1:2])[0]
+    assert single.ids.tolist() == [2, *a, 3] == tokenizer.with_specials(a).tolist()
+    assert single.type_ids.tolist() == [0] * (len(a) + 2) and single.sequence.tolist() == [-1, *[0] * len(a), -1]
+    assert pair.ids.tolist() == [2, *a, 3, *b, 3]
+    assert pair.type_ids.tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+    assert pair.sequence.tolist() == [-1, *[0] * len(a), -1, *[1] * len(b), -1]
+    assert [value.dtype for value in (pair.ids, pair.type_ids, pair.offsets, pair.sequence)] == [
+        np.int32, np.int32, np.int32, np.int8
+    ]  # fmt: skip
+    shorter = tokenizer.rows(corpus()[:1], corpus()[1:2], max_length=13)[0]
+    assert shorter.ids.tolist() == [2, *a[:5], 3, *b[:5], 3]
+    assert tokenizer.rows([]) == []
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text("abcdefgh IJ.\u6211\u4eec\u597d\u9f98\uff21\uff0c\u2460\u3000\U0001f600\u00e9\u0436", max_size=30))
+def test_offsets_are_characters_of_the_original_text(tokenizer, text):
+    row = tokenizer.rows([text])[0]
+    inside = row.sequence == 0
+    assert row.ids[inside].tolist() == tokenizer.encode([text])[0].tolist()
+    assert (row.offsets[~inside] == 0).all()
+    end = 0
+    for token, (start, stop) in zip(row.ids[inside], row.offsets[inside], strict=True):
+        surface, piece = text[start:stop], tokenizer._processor.IdToPiece(int(token)).strip("\u2581")
+        if tokenizer._processor.IsByte(int(token)):
+            assert stop == start + 1  # of each byte of a character, in the text as it was before any normalisation
+            assert bytes([int(piece[3:5], 16)]) in normal(surface).encode()
+        else:
+            assert start >= end and normal(surface) == piece
+        end = stop
+    assert not text[end:].strip()
+
+
+def normal(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold().strip()
+
+
+def test_offsets_with_emoji_and_chinese(tokenizer):
+    text = "\U0001f600\u6211\u4eec \uff21b"
+    row = tokenizer.rows([text])[0]
+    surfaces = [text[start:stop].strip() for start, stop in row.offsets[1:-1]]
+    assert surfaces.count("\U0001f600") == 4 and "".join(dict.fromkeys(surfaces)) == text.replace(" ", "")
+
+
 def test_lowercase_folds_case_and_its_absence_keeps_it(tokenizer, cache):
     cased = train(corpus(), size=500, lowercase=False, cache=cache)
     text = corpus()[0]
@@ -88,7 +136,7 @@ def test_training_is_deterministic_and_cached_by_content(tokenizer, cache, tmp_p
 
 
 def test_a_large_corpus_is_sampled_by_the_seed(cache, monkeypatch):
-    monkeypatch.setattr(tokenizers, "TRAINING_SENTENCES", 200)
+    monkeypatch.setattr(sentence_piece, "TRAINING_SENTENCES", 200)
     first, again = (train(corpus(), size=400, seed=0, cache=cache).fingerprint for _ in range(2))
     assert first == again != train(corpus(), size=400, seed=1, cache=cache).fingerprint
 

@@ -1,7 +1,7 @@
-"""Tokenizers behind one small protocol, and SentencePiece trained on a corpus.
+"""Our own tokenizer: SentencePiece trained on a corpus.
 
-A tokenizer is a folder: `tokenizer.model`, SentencePiece's own file, and `tokenizer.sha256` beside it in the
-format of `sha256sum`, for a truncated model file can still parse.
+It is a folder: `tokenizer.model`, SentencePiece's own file, and `tokenizer.sha256` beside it in the format of
+`sha256sum`, for a truncated model file can still parse.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import hashlib
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import sentencepiece
 
-from lepton_jax.config import DataConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.cache import cache_folder, content_hash, replacing
+from lepton_jax.data.tokenizers.layout import Cut, Layout, Slot
+from lepton_jax.data.tokenizers.protocol import Encoded, Truncation
 
 TRAINING_SENTENCES = 50_000  # of a corpus; twice as many take twice as long and save 0.5% of the tokens
 _LONGEST_SENTENCE = 1000  # characters; SentencePiece leaves out sentences of more than 4,192 bytes
@@ -26,39 +28,6 @@ _LONGEST_SENTENCE = 1000  # characters; SentencePiece leaves out sentences of mo
 _THREADS = 4
 
 MODEL_FILE, HASH_FILE = "tokenizer.model", "tokenizer.sha256"
-
-
-class Tokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer. The five special tokens are never made from text."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def pad_id(self) -> int: ...
-    @property
-    def unk_id(self) -> int: ...
-    @property
-    def cls_id(self) -> int: ...
-    @property
-    def sep_id(self) -> int: ...
-    @property
-    def mask_id(self) -> int: ...
-    @property
-    def fingerprint(self) -> str:
-        """A hash of all that decides how a text is cut."""
-        ...
-
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns int32 [n] token ids of each text, without special tokens."""
-        ...
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Returns the text of token ids; special tokens other than [UNK] have none."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Writes the tokenizer so that `load(folder)` returns an equal one."""
-        ...
 
 
 class SentencePieceTokenizer:
@@ -70,6 +39,11 @@ class SentencePieceTokenizer:
 
     pad_id, unk_id, cls_id, sep_id, mask_id = 0, 1, 2, 3, 4
 
+    _layout = Layout(
+        single=(Slot(-1, 0, (2,)), Slot(0, 0), Slot(-1, 0, (3,))),
+        pair=(Slot(-1, 0, (2,)), Slot(0, 0), Slot(-1, 0, (3,)), Slot(1, 1), Slot(-1, 1, (3,))),
+    )
+
     def __init__(self, model: bytes):
         """Wraps the bytes of a model file that `train` made; raises RuntimeError or ValueError for any other bytes."""
         self._model = model
@@ -78,6 +52,7 @@ class SentencePieceTokenizer:
         pieces = [self._processor.IdToPiece(index) for index in range(min(5, self.vocab_size))]
         if pieces != ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]:
             raise ValueError(f"its first pieces are {pieces}, not the special tokens")
+        self._is_byte = np.array([self._processor.IsByte(index) for index in range(self.vocab_size)])
         self.fingerprint = hashlib.sha256(model).hexdigest()
 
     @property
@@ -88,9 +63,42 @@ class SentencePieceTokenizer:
         """Returns int32 [n] token ids of each text, without special tokens."""
         return [np.asarray(ids, np.int32) for ids in self._processor.Encode(list(texts), out_type=int)]
 
+    def rows(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        max_length: int | None = None,
+        truncation: Truncation = "longest_first",
+    ) -> list[Encoded]:
+        """Returns one row a text, `[CLS] A [SEP]`, or a pair, `[CLS] A [SEP] B [SEP]`; see `Tokenizer.rows`."""
+        first, second = self._cut(texts), None if pairs is None else self._cut(pairs)
+        return self._layout.rows(first, second, max_length, truncation)
+
+    def with_specials(self, ids: np.ndarray) -> np.ndarray:
+        """Returns int32 [n + 2]: `[CLS] ... [SEP]`."""
+        return self._layout.with_specials(ids)
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of token ids; special tokens other than [UNK] have none."""
         return self._processor.Decode([int(token) for token in ids])
+
+    def _cut(self, texts: Sequence[str]) -> list[Cut]:
+        """Returns ids and offsets of each text.
+
+        SentencePiece gives all but the last byte of a character without a piece an empty range; here each of them
+        has the range of the character, as in byte-level vocabularies.
+        """
+        found = self._processor.Encode(list(texts), return_type="offset_mapping")
+        ids = np.fromiter(chain.from_iterable(one["ids"] for one in found), np.int32)
+        pairs = chain.from_iterable(one["offsets"] for one in found)
+        offsets = np.fromiter(chain.from_iterable(pairs), np.int32).reshape(-1, 2)
+        empty = offsets[:, 0] == offsets[:, 1]
+        following = np.where(empty, len(ids) - 1, np.arange(len(ids)))
+        following = np.minimum.accumulate(following[::-1])[::-1]  # the next token with a range
+        bytes_ = np.flatnonzero(empty & self._is_byte[ids])
+        offsets[bytes_, 1] = offsets[following[bytes_], 1]
+        ends = np.cumsum([len(one["ids"]) for one in found])[:-1]
+        return list(zip(np.split(ids, ends), np.split(offsets, ends), strict=True)) if found else []
 
     def save(self, folder: Path) -> None:
         """Writes the model and its hash.
@@ -139,7 +147,7 @@ def train(
                 TRAINING_SENTENCES, _LONGEST_SENTENCE, _THREADS)  # fmt: skip
     folder = cache_folder(cache) / "tokenizers" / content_hash(settings, texts)
     if (folder / MODEL_FILE).exists():
-        return _read(folder)
+        return read(folder)
     sentences = _sample(list(_sentences(texts)), seed)
     if not sentences:
         raise UserError("the tokenizer cannot be trained: the corpus holds no text")
@@ -165,16 +173,12 @@ def train(
     return tokenizer
 
 
-def load(folder: Path | str) -> Tokenizer:
-    """Returns the tokenizer that was saved in a folder.
+def read(folder: Path | str) -> SentencePieceTokenizer:
+    """Returns the tokenizer that `SentencePieceTokenizer.save` wrote into a folder.
 
     Raises:
-      UserError: there is none, or its file is damaged.
+      UserError: its file is missing, damaged or another program's.
     """
-    return _read(folder)
-
-
-def _read(folder: Path | str) -> SentencePieceTokenizer:
     path = Path(folder) / MODEL_FILE
     try:
         model = path.read_bytes()
@@ -187,18 +191,6 @@ def _read(folder: Path | str) -> SentencePieceTokenizer:
         return SentencePieceTokenizer(model)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{path}: is no tokenizer of this package ({error})") from error
-
-
-def from_config(config: DataConfig, texts: Iterable[str]) -> Tokenizer:
-    """Returns the tokenizer that a config asks for: trained on `texts`, or read from a folder or a WORKDIR."""
-    if config.tokenizer == "unigram" or config.tokenizer == "bpe":
-        return train(texts, config.tokenizer, config.tokenizer_size, config.byte_fallback, config.lowercase,
-                     config.split_seed, config.cache)  # fmt: skip
-    folder = Path(config.tokenizer).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"data.tokenizer={config.tokenizer!r}: must be 'unigram', 'bpe' or a tokenizer's folder")
-    inner = folder / "tokenizer"
-    return load(inner if inner.is_dir() else folder)
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:

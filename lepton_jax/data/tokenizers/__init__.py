@@ -1,0 +1,17 @@
+"""Tokenizers behind one small protocol: SentencePiece trained on a corpus, and those of existing checkpoints."""
+
+from lepton_jax.data.tokenizers.folder import from_config, load
+from lepton_jax.data.tokenizers.pretrained import PretrainedTokenizer
+from lepton_jax.data.tokenizers.protocol import Encoded, Tokenizer, Truncation
+from lepton_jax.data.tokenizers.sentence_piece import SentencePieceTokenizer, train
+
+__all__ = [
+    "Encoded",
+    "PretrainedTokenizer",
+    "SentencePieceTokenizer",
+    "Tokenizer",
+    "Truncation",
+    "from_config",
+    "load",
+    "train",
+]
