@@ -145,6 +145,7 @@ def finetune(config: Config, folder: Path, mesh: Mesh) -> Summary:
             raise UserError(f"config.model.init={config.model.init!r}: holds {lack}")
         tokenizer, config = init.tokenizer, dataclasses.replace(config, model=_inherit(config, init.config))
     card = _card(config, "classification", tokenizer, labels)
+    card = dataclasses.replace(card, source=init.card.source if init else None)
     rows, targets = {}, {}
     for name, part in (("train", data.train), ("validation", data.validation)):
         rows[name] = batches.encode_examples(tokenizer, part.texts, card.max_length)

@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -37,9 +37,7 @@ def cache_folder(cache: str) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; it takes the place of `path` at once when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)

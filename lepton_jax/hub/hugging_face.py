@@ -22,6 +22,7 @@ from lepton_jax import workdir
 from lepton_jax.config import OWN_MODEL_FIELDS, ModelConfig, TaskConfig
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
+from lepton_jax.data import tokenizers
 from lepton_jax.hub import tensors
 from lepton_jax.hub.bundle import Bundle, Card, Source, complete
 from lepton_jax.hub.families import FAMILIES, Family, Tensor
@@ -78,7 +79,8 @@ def load(
         logging.warning("%s: not part of a %s, left out: %s", folder, family.heads[head], ", ".join(unexpected))
     kept = {name: stored[name].dtype for name in stored if name in used}
     card = dataclasses.replace(card, source=Source(config, kept))
-    return Bundle(model, params, None, card, initialised, unexpected)
+    tokenizer = tokenizers.load(folder) if tokenizers.is_here(folder) else None
+    return Bundle(model, params, tokenizer, card, initialised, unexpected)
 
 
 def save(folder: Path, bundle: Bundle, shard_bytes: int = 5_000_000_000) -> None:

