@@ -100,7 +100,7 @@ CASES = (
 )  # fmt: skip
 
 
-def make_checkpoint(case: Case, head: str, folder: Path) -> torch.nn.Module:
+def make_checkpoint(case: Case, head: str, folder: Path) -> Any:
     """Writes a checkpoint with random weights, biases and scales too; returns the model in evaluation mode."""
     torch.manual_seed(0)
     config = getattr(transformers, f"{case.prefix}Config")(**case.changes)

@@ -22,6 +22,13 @@ def path_str(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def get(tree: Any, path: str) -> Any:
+    """Returns the entry of nested dicts at a path."""
+    for key in path.split("/"):
+        tree = tree[key]
+    return tree
+
+
 def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Like `jax.tree.map`, with the path as the first argument of `fn`."""
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: fn(path_str(path), *leaves), tree, *rest)

@@ -2,7 +2,7 @@
 
 from lepton_jax.hub.bundle import Bundle, Card, describe, write
 from lepton_jax.hub.fetch import fetch
-from lepton_jax.hub.hugging_face import save
 from lepton_jax.hub.load import load
+from lepton_jax.hub.save import save
 
 __all__ = ["Bundle", "Card", "describe", "fetch", "load", "save", "write"]

@@ -110,7 +110,7 @@ def _write_file(path: Path, tensors: Mapping[str, Any], sizes: Mapping[str, int]
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name, (kind, shape, make) in tensors.items():
-            array = np.ascontiguousarray(make(), dtype=DTYPES[kind])
+            array = np.asarray(make(), DTYPES[kind], order="C")
             if array.shape != tuple(shape):
                 raise ValueError(f"{name}: {array.shape}, not {shape}")
             file.write(array.tobytes())

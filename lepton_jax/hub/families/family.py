@@ -52,6 +52,11 @@ class Tensor:
     parts: int = 1
     first: int = 0  # the first layer that has it
 
+    @property
+    def stacked(self) -> bool:
+        """Whether the parameter stacks one tensor a layer."""
+        return self.path.startswith("layers/")
+
 
 def linear(path: str, name: str, bias: bool = True) -> list[Tensor]:
     """Returns a linear layer's tensors; theirs is [out, in], as PyTorch has it."""

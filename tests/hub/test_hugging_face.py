@@ -1,0 +1,340 @@
+"""Folders of `transformers` without PyTorch: what is loaded, what is initialised, what is refused, and the way back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from lepton_jax import hub
+from lepton_jax.compress import quantize_int8
+from lepton_jax.config import ModelConfig, TaskConfig
+from lepton_jax.core import sharding, trees
+from lepton_jax.core.errors import UserError
+from lepton_jax.hub import tensors
+from lepton_jax.hub.families import FAMILIES
+from lepton_jax.models.partitioning import RULES
+from lepton_jax.models.transformer import Transformer, init_params
+
+IDS = np.arange(3, 27, dtype=np.int32).reshape(2, 12)
+BERT = ModelConfig(
+    vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=48, max_positions=16, type_vocab_size=2,
+    norm_position="post", norm_epsilon=1e-12, positions="learned", pooling="cls", dropout=0.1, initializer_range=0.2,
+)  # fmt: skip
+
+
+def bundle(head="masked_lm", labels=(), **changes) -> hub.Bundle:
+    config = dataclasses.replace(BERT, **changes)
+    task = TaskConfig(name="classification" if labels else "masked_lm")
+    card = hub.Card(config, head, task, config.max_positions, labels)
+    model = Transformer(config, head, card.num_outputs)
+    return hub.Bundle(model, init_params(model, jax.random.key(0)), None, card)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    hub.save(tmp_path / "bert", bundle())
+    return tmp_path / "bert"
+
+
+def edit(path: Path, **changes) -> None:
+    tree = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in tree.items() if value is not ...}))
+
+
+def rewrite(folder: Path, change) -> None:
+    """Replaces the tensors of a folder by what `change` makes of them."""
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def same(a, b) -> bool:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def run(loaded: hub.Bundle):
+    return loaded.model.apply({"params": loaded.params}, IDS)
+
+
+def test_a_model_of_ours_goes_into_a_family_that_can_express_it(folder):
+    back = hub.load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "bert" and config["architectures"] == ["BertForMaskedLM"]
+    assert back.config == BERT and back.card.head == "masked_lm" and back.tokenizer is None
+    assert same(back.params, bundle().params) and same(run(back), run(bundle()))
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"positions": "rotary"}, "bert: positions is 'learned', not 'rotary'"),
+        ({"gated": True}, "bert: gated is False, not True"),
+        ({"norm_position": "pre", "positions": "learned"}, "bert: norm_position is 'post', not 'pre'"),
+    ],
+)
+def test_a_model_that_no_family_has_is_refused(tmp_path, changes, reason):
+    with pytest.raises(
+        UserError, match="no family of `transformers` that this package knows has such a model"
+    ) as caught:
+        hub.save(tmp_path / "out", bundle(**changes))
+    assert reason in str(caught.value) and all(f"{name}: " in str(caught.value) for name in FAMILIES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_where_something_is_changes_nothing(folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match=r"bert: is there already; choose another folder"):
+        hub.save(folder, bundle(vocab_size=65))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_int8_weights_are_not_saved_for_others(tmp_path):
+    made = bundle()
+    card = dataclasses.replace(made.card, weights="int8")
+    with pytest.raises(UserError, match="int8 weights cannot be saved for other libraries"):
+        hub.save(tmp_path / "out", dataclasses.replace(made, params=quantize_int8(made.params), card=card))
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
+def test_another_type_is_read_as_float32_and_written_back(folder, tmp_path, kind):
+    rewrite(folder, lambda found: {name: value.astype(kind) for name, value in found.items()})
+    loaded = hub.load(folder)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(loaded.params))
+    rounded = jax.tree.map(lambda leaf: np.asarray(leaf).astype(kind).astype(np.float32), bundle().params)
+    assert same(loaded.params, rounded) and not same(loaded.params, bundle().params)
+    hub.save(tmp_path / "again", loaded)
+    before, after = (load_file(where / "model.safetensors") for where in (folder, tmp_path / "again"))
+    assert before.keys() == after.keys() and {value.dtype for value in after.values()} == {np.dtype(kind)}
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+
+
+def test_shards_are_one_model(folder, tmp_path):
+    hub.save(tmp_path / "shards", hub.load(folder), shard_bytes=20_000)
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    assert same(hub.load(tmp_path / "shards").params, hub.load(folder).params)
+
+
+def test_names_of_older_checkpoints_are_known_and_kept(folder, tmp_path):
+    """Without the family's prefix, norms with gamma and beta, a buffer of positions, the tied matrix twice."""
+    original = hub.load(folder)
+
+    def older(found):
+        renamed = {}
+        for name, value in found.items():
+            name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+            renamed[name] = value
+        renamed["bert.embeddings.position_ids"] = np.arange(16, dtype=np.int64)[None, :]
+        renamed["cls.predictions.decoder.weight"] = found["bert.embeddings.word_embeddings.weight"]
+        return renamed
+
+    rewrite(folder, older)
+    loaded = hub.load(folder)
+    assert same(loaded.params, original.params) and not loaded.unexpected and not loaded.initialised
+    hub.save(tmp_path / "again", loaded)
+    found, before = load_file(tmp_path / "again" / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert found.keys() == before.keys() and all(np.array_equal(found[name], before[name]) for name in found)
+
+
+def test_an_encoder_has_no_prefix_and_a_pooler_only_if_its_weights_do(tmp_path):
+    hub.save(tmp_path / "with", bundle("pooler"))
+    names = load_file(tmp_path / "with" / "model.safetensors").keys()
+    assert {"embeddings.word_embeddings.weight", "pooler.dense.weight"} <= names
+    assert hub.load(tmp_path / "with").card.head == "pooler"
+    rewrite(tmp_path / "with", lambda found: {name: v for name, v in found.items() if "pooler" not in name})
+    without = hub.load(tmp_path / "with")
+    assert without.card.head == "none" and "pooler" not in without.params and not without.initialised
+
+
+def test_a_missing_head_is_initialised_and_said_so(folder, caplog):
+    encoder = hub.load(folder)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        classifier = hub.load(folder, "classification", ("a", "b", "c"))
+    assert classifier.initialised == ("head", "pooler")
+    assert "initialised, the weights do not have them: bert.pooler.dense.weight" in caplog.text
+    assert "not part of a BertForSequenceClassification, left out: cls.predictions" in caplog.text
+    assert "cls.predictions.bias" in classifier.unexpected and len(classifier.unexpected) == 5
+    assert same(classifier.params["layers"], encoder.params["layers"])
+    assert run(classifier)["logits"].shape == (2, 3) and classifier.card.labels == ("a", "b", "c")
+    other = hub.load(folder, "classification", ("a", "b", "c"), seed=1)
+    assert not same(other.params["head"], classifier.params["head"])
+
+
+def test_a_new_head_on_a_converted_model_is_that_of_its_family(folder, tmp_path):
+    hub.write(tmp_path / "ours", hub.load(folder))
+    loaded = hub.load(tmp_path / "ours", "token_classification", ("O", "B", "I"))
+    assert loaded.initialised == ("head",) and run(loaded)["logits"].shape == (2, 12, 3)
+    hub.save(tmp_path / "again", loaded)
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert config["architectures"] == ["BertForTokenClassification"] and config["id2label"] == {
+        "0": "O",
+        "1": "B",
+        "2": "I",
+    }
+    assert config["label2id"] == {"O": 0, "B": 1, "I": 2}
+    back = hub.load(tmp_path / "again")
+    assert back.card.labels == ("O", "B", "I") and same(back.params, loaded.params)
+    with pytest.raises(UserError, match="a token classifier needs labels"):
+        hub.load(tmp_path / "ours", "token_classification")
+    with pytest.raises(UserError, match="head='causal_lm': the family bert has none, pooler, masked_lm"):
+        hub.load(tmp_path / "ours", "causal_lm")
+
+
+@pytest.mark.parametrize(
+    ("head", "labels", "config", "task", "outputs"),
+    [
+        ("classification", ("no", "yes"), {}, ("classification", "cross_entropy"), 2),
+        ("classification", ("no", "yes"), {"problem_type": "multi_label_classification"},
+         ("classification", "binary_cross_entropy"), 2),
+        ("classification", ("score",), {}, ("regression", "cross_entropy"), 1),
+    ],
+)  # fmt: skip
+def test_labels_and_task_come_from_the_config(tmp_path, head, labels, config, task, outputs):
+    hub.save(tmp_path / "a", bundle(head, labels))
+    edit(tmp_path / "a" / "config.json", **config)
+    loaded = hub.load(tmp_path / "a")
+    assert (loaded.card.task.name, loaded.card.task.loss) == task
+    assert loaded.card.labels == (labels if outputs > 1 else ()) and run(loaded)["logits"].shape == (2, outputs)
+    hub.save(tmp_path / "b", loaded)
+    assert hub.load(tmp_path / "b").card.task == loaded.card.task
+
+
+@pytest.mark.parametrize("shape", ["fsdp=8", "fsdp=2,tensor=4", "data=2,fsdp=2,tensor=2"])
+def test_on_a_mesh_each_device_gets_its_shard_and_reads_no_more(folder, monkeypatch, shape):
+    read = 0
+    opened = tensors.open_folder
+
+    def counting(folder):
+        def count(one):
+            def reader(index):
+                nonlocal read
+                part = one.read(index)
+                read += part.size
+                return part
+
+            return dataclasses.replace(one, read=reader)
+
+        return {name: count(one) for name, one in opened(folder).items()}
+
+    monkeypatch.setattr(tensors, "open_folder", counting)
+    mesh = sharding.make_mesh(shape)
+    loaded = hub.load(folder, mesh=mesh)
+    where = sharding.shardings(loaded.params, mesh, RULES)
+    assert jax.tree.map(lambda leaf: leaf.sharding, loaded.params) == where
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(loaded.params))
+    assert same(loaded.params, bundle().params)
+    shards = sum(
+        len({str(shard.index) for shard in leaf.addressable_shards}) * leaf.addressable_shards[0].data.size
+        for leaf in jax.tree.leaves(loaded.params)
+    )
+    assert shards == trees.count(loaded.params) and read <= 8 * shards
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("bert", {"model_type": "t5"}, r"config\.json: model_type='t5': unknown; known: bert, roberta, xlm-roberta"),
+        ("bert", {"model_type": ...}, r"config\.json: names no model_type"),
+        ("bert", {"hidden_act": "snake"}, r"config\.json: hidden_act='snake': not supported; known: gelu"),
+        ("bert", {"position_embedding_type": "relative_key"}, r"position_embedding_type='relative_key': not supported"),
+        ("bert", {"is_decoder": True}, r"is_decoder=True: not supported, only False or None"),
+        ("bert", {"hidden_size": 40}, r"word_embeddings\.weight is \[64, 32\], config\.json says \[64, 40\]"),
+        ("bert", {"num_attention_heads": 5}, "5 heads do not divide a hidden size of 32"),
+        ("bert", {"num_hidden_layers": 3}, r"the weights lack bert\.encoder\.layer\.2\.\S+ and 15 more, which config"),
+        ("bert", {"num_hidden_layers": 0}, "num_layers is 0, not a positive integer"),
+        ("bert", {"vocab_size": "many"}, "vocab_size is 'many', not a positive integer"),
+        ("albert", {"inner_group_num": 2}, "inner_group_num=2: not supported, only 1"),
+        ("albert", {"num_hidden_groups": 5}, "5 groups do not divide 2 layers"),
+        ("deberta-v2", {"conv_kernel_size": 3}, "conv_kernel_size=3: not supported"),
+        ("deberta-v2", {"relative_attention": False, "pos_att_type": ["c2p"]}, "relative_attention=False with pos_att"),
+        ("deberta-v2", {"embedding_size": 16}, "embedding_size=16: not supported"),
+        ("modernbert", {"mlp_bias": True}, "attention_bias=False with mlp_bias=True: not supported"),
+        ("modernbert", {"layer_types": ["full_attention"] * 2 + ["sliding_attention"], "num_hidden_layers": 3},
+         "layer_types=.*: not supported"),
+        ("modernbert", {"rope_scaling": {"rope_type": "yarn"}}, "rope_type=.*: not supported"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True: not supported"),
+    ],
+)  # fmt: skip
+def test_what_this_package_does_not_have_is_refused_by_name(folder, name, changes, message):
+    if name != "bert":
+        sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+        (folder / "config.json").write_text(json.dumps({"model_type": name, **sizes}))
+    edit(folder / "config.json", **changes)
+    with pytest.raises(UserError, match=message) as caught:
+        hub.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no model here"),
+        (lambda folder: (folder / "config.json").write_text("{"), r"config\.json: not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), r"config\.json: names no model_type"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights"),
+        (lambda folder: edit(folder / "config.json", architectures=["BertForSequenceClassification"], id2label=[1]),
+         "id2label=.*: must map numbers to labels"),
+    ],
+)  # fmt: skip
+def test_a_damaged_folder_is_refused(folder, harm, message):
+    hub.load(folder)
+    harm(folder)
+    with pytest.raises(UserError, match=message):
+        hub.load(folder)
+
+
+def test_a_head_of_another_library_falls_back_to_the_encoder(folder, caplog):
+    edit(folder / "config.json", architectures=["BertForNextSentencePrediction"])
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        assert hub.load(folder).card.head == "none"
+    assert "architecture BertForNextSentencePrediction: its head is unknown" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("hf:", "must be hf:ORG/NAME"),
+        ("hf:a b", "must be hf:ORG/NAME"),
+        ("pypi:name", "must be pypi:NAME==VERSION#sha256=HASH"),
+        ("pypi:name==1.0", "add #sha256=HASH of the package's file"),
+        ("no/such/folder", "no such folder"),
+    ],
+)
+def test_a_name_that_names_nothing_is_refused(spec, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        hub.load(spec, cache=str(tmp_path))
+
+
+def test_hf_fetches_safetensors_and_pickles_only_where_there_are_none(folder, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(name, revision, allow_patterns):
+        asked.append((name, revision, tuple(allow_patterns)))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert same(hub.load("hf:org/name@v2").params, bundle().params)
+    assert asked == [("org/name", "v2", ("*.json", "*.txt", "*.model", "*.safetensors"))]
+    shutil.move(folder / "model.safetensors", tmp_path)
+    with pytest.raises(UserError, match="holds no weights"):
+        hub.load("hf:org/name")
+    assert asked[-1] == ("org/name", None, ("pytorch_model*.bin",))
+
+    def offline(*arguments, **options):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(UserError, match=r"hf:org/name: cannot be fetched \(ConnectionError: no route\)$"):
+        hub.load("hf:org/name")
