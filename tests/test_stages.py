@@ -246,7 +246,7 @@ def test_fine_tuning_again_starts_with_a_new_head(quickstart, tiny_config, tmp_p
         ({"data__max_length": 20, "model__max_positions": 512},
          r"config\.data\.max_length=20: longer than the model in \S+; at most 16"),
         ({"model__init": "finetune/int8"}, r"config\.model\.init='\S+': holds int8 weights; training needs float32"),
-        ({"model__init": "nowhere"}, r"nowhere: no model here \(no model\.json\)"),
+        ({"model__init": "nowhere"}, r"nowhere: no such folder; a model is a folder"),
         ({"data__validation_share": 0.0}, r"data\.validation: there is no example to validate on"),
         ({"model__vocab_size": 64, "model__init": ""}, r"config\.model\.vocab_size=64: the tokenizer has 400 pieces"),
     ],

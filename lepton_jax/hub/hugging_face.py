@@ -7,12 +7,12 @@ shard alone, so that no more is in memory than the model and one of its arrays.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
@@ -182,7 +182,7 @@ def _read(
         shape = trees.get(abstract, tensor.path).shape
         read = _reader(tensor, shape, names)
         if where is None:
-            value = jnp.asarray(read((slice(None),) * len(shape)))
+            value = jax.device_put(read((slice(None),) * len(shape)))
         else:
             value = jax.make_array_from_callback(shape, trees.get(where, tensor.path), read)
         *parents, last = tensor.path.split("/")
@@ -216,17 +216,24 @@ def _reader(tensor: Tensor, shape: tuple[int, ...], names: _Names) -> Callable[[
         last = slice(start + tensor.part * inner[-1], stop + tensor.part * inner[-1])
         index = (*index[:-1], last)
         array = stored.read(index[::-1] if tensor.transpose else index)
-        return (array.T if tensor.transpose else array).astype(np.float32)
+        return array.T if tensor.transpose else array
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
+        out = _aligned([len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True)])
         if not tensor.stacked:
-            return one(tensor.name, index)
-        layers = range(*index[0].indices(shape[0]))
-        sizes = [len(range(*part.indices(size))) for part, size in zip(index[1:], inner, strict=True)]
-        out = np.ones((len(layers), *sizes), np.float32)  # a norm that the first layer does not have stays 1
-        for row, layer in enumerate(layers):
-            if layer >= tensor.first:
-                out[row] = one(tensor.name.format(layer=layer), index[1:])
+            out[...] = one(tensor.name, index)
+            return out
+        for row, layer in enumerate(range(*index[0].indices(shape[0]))):
+            # A norm that the first layer does not have stays what it is at the start.
+            out[row] = one(tensor.name.format(layer=layer), index[1:]) if layer >= tensor.first else 1.0
         return out
 
     return read
+
+
+def _aligned(shape: Sequence[int]) -> np.ndarray:
+    """Returns an uninitialised float32 array that JAX takes over on a CPU; others it copies, and keeps for a while."""
+    size = 4 * math.prod(shape)
+    buffer = np.empty(size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size].view(np.float32).reshape(shape)

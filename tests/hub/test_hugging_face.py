@@ -6,6 +6,8 @@ import dataclasses
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -23,7 +25,7 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.hub import tensors
 from lepton_jax.hub.families import FAMILIES
 from lepton_jax.models.partitioning import RULES
-from lepton_jax.models.transformer import Transformer, init_params
+from lepton_jax.models.transformer import Transformer, abstract_params, init_params
 
 IDS = np.arange(3, 27, dtype=np.int32).reshape(2, 12)
 BERT = ModelConfig(
@@ -338,3 +340,43 @@ def test_hf_fetches_safetensors_and_pickles_only_where_there_are_none(folder, tm
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(UserError, match=r"hf:org/name: cannot be fetched \(ConnectionError: no route\)$"):
         hub.load("hf:org/name")
+
+
+MEASURE = """
+import sys, threading, time
+import jax
+from lepton_jax import hub
+
+def resident():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+hub.load(sys.argv[2])  # what tracing and compiling leave behind is not counted
+before, peak, done = resident(), 0, False
+
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, resident())
+        time.sleep(0.002)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+loaded = jax.block_until_ready(hub.load(sys.argv[1]).params)
+done = True
+watcher.join()
+print(peak - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_loading_holds_the_model_and_one_array_and_no_more(folder, tmp_path):
+    sizes = {"vocab_size": 20_000, "hidden_size": 512, "num_layers": 12, "intermediate_size": 2048}
+    hub.save(tmp_path / "large", bundle(**sizes))
+    shapes = abstract_params(bundle(**sizes).model)
+    largest = max(4 * leaf.size for leaf in jax.tree.leaves(shapes))
+    model = trees.num_bytes(shapes)
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "large"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(hub.__file__).parents[2])
+    others = 20 * 2**20  # of the interpreter
+    assert 0.9 * model < int(done.stdout) < model + largest + others < 1.7 * model

@@ -156,7 +156,7 @@ def test_mean_gradients_without_any_target_is_zero():
 
 
 def test_frozen_parameters_keep_their_bits_and_have_no_gradient(training, rows, numbers, on_one_device):
-    frozen = dataclasses.replace(STABLE, frozen=(r"^embeddings/", r"^layers/"), weight_decay=0.5)
+    frozen = dataclasses.replace(STABLE, frozen=(r"^embeddings/", r"^layers/"), weight_decay=0.5, clip_norm=0.3)
     setup = training("classification", optim=frozen, train=TRAIN)
     start = setup.start()
     before = numbers(start.params)
@@ -175,7 +175,7 @@ def test_frozen_parameters_keep_their_bits_and_have_no_gradient(training, rows, 
     norms = [np.sqrt(sum((grads[path] ** 2).sum() for path in paths)) for paths in (before.keys() - kept, before)]
     assert norms[1] > 1.1 * norms[0]
     np.testing.assert_allclose([history[0]["gradient_norm"], free_history[0]["gradient_norm"]], norms, rtol=1e-5)
-    assert norms[1] > STABLE.clip_norm, "the norm is the one before clipping"
+    assert norms[0] > frozen.clip_norm, "the norm is the one before clipping"
 
 
 # --- what jit promises
@@ -228,7 +228,7 @@ def test_the_masks_change_with_the_step_and_nothing_else(training, rows):
 # --- values
 
 
-GOLDEN = {"masked_lm": (4.474346, 2.334008), "classification": (1.171039, 1.079262)}
+GOLDEN = {"masked_lm": (4.242586, 2.534756), "classification": (1.078081, 0.991582)}
 
 
 @pytest.mark.parametrize("name", GOLDEN)
