@@ -112,7 +112,10 @@ def test_an_error_in_the_data_is_one_line_and_code_2(tmp_path, recipe):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.model.hidden_size=64"], "a quickstart has config.pretrain.model.hidden_size or config.finetune.model"),
+        (
+            ["--config.model.hidden_size=64"],
+            "a quickstart has config.pretrain.model.hidden_size or config.finetune.model",
+        ),
         (["--config.pretrain.train.steps=many"], "config.pretrain.train.steps='many': must be of type int"),
         (["--config.pretrain.model=3"], "config.pretrain.model='3': is a section; set one of its fields: vocab_size"),
         (["--config.pretrain.modle.hidden_size=3"], 'config.pretrain.modle: unknown field; did you mean "model"?'),

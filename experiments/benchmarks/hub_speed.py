@@ -53,7 +53,7 @@ def ours(folder: str) -> Callable[[dict[str, np.ndarray]], dict[str, Callable[[]
     from lepton_jax import hub
     from lepton_jax.config import OptimConfig, TrainConfig
     from lepton_jax.core import sharding
-    from lepton_jax.models.transformer import Transformer
+    from lepton_jax.models.transformer import Transformer, unstack
     from lepton_jax.optim import make_optimizer, make_schedule
     from lepton_jax.tasks.classification import Classification
     from lepton_jax.train.state import make_state, trainable
@@ -67,7 +67,7 @@ def ours(folder: str) -> Callable[[dict[str, np.ndarray]], dict[str, Callable[[]
     schedule = make_schedule(optim, train)
     optimizer = make_optimizer(optim, schedule)
     apply = jax.jit(lambda params, ids, mask: Transformer(settings).apply({"params": params}, ids, mask)["hidden"])  # pyright: ignore
-    params = {name: part for name, part in encoder.params.items() if name != "pooler"}
+    params = unstack({name: part for name, part in encoder.params.items() if name != "pooler"})
 
     def prepare(batch: dict[str, np.ndarray]) -> dict[str, Callable[[], Any]]:
         state = make_state(model, optimizer, optim, mesh, 0, classifier.params)

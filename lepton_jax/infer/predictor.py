@@ -18,7 +18,7 @@ from lepton_jax.compress import quantize_int8
 from lepton_jax.config import InferConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.batches import encode_examples
-from lepton_jax.models.transformer import Transformer
+from lepton_jax.models.transformer import Transformer, unstack
 
 Precision = Literal["float32", "bfloat16", "int8"]
 Prediction = dict[str, Any]  # of a classifier: label, score, scores; of a regressor: score
@@ -65,7 +65,7 @@ class Predictor:
         self.lengths = (*(length for length in config.lengths if length < self.max_length), self.max_length)
         dtype = "bfloat16" if precision == "bfloat16" else "float32"
         self.model = bundle.model.clone(config=dataclasses.replace(bundle.config, dtype=dtype))
-        self.params = convert(bundle, precision)
+        self.params = unstack(convert(bundle, precision))
         self.forward: Callable[..., jax.Array] = jax.jit(partial(forward, self.model, self.card))
 
     def __call__(self, texts: Sequence[str]) -> list[Prediction]:

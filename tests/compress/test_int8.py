@@ -79,10 +79,13 @@ def test_every_linear_layer_multiplies_int8_by_int8_into_int32(make_bundle, name
     assert int8 == {attention: 4, (0, "i8", "i8", "i32"): linear}
 
 
-def test_a_scanned_model_multiplies_the_same_in_its_loop(make_bundle):
+def test_a_stack_of_layers_multiplies_the_same_in_its_loop(make_bundle):
     bundle = make_bundle(unroll=1)
-    per_block = linear_layers(bundle.config) - 2
-    assert products(Predictor(bundle, "int8"))[0, "i8", "i8", "i32"] == per_block // bundle.config.num_layers + 2
+    predictor = Predictor(bundle, "int8")
+    per_block = (linear_layers(bundle.config) - 2) // bundle.config.num_layers
+    assert products(predictor)[0, "i8", "i8", "i32"] == linear_layers(bundle.config)
+    predictor.params = quantize_int8(bundle.params)
+    assert products(predictor)[0, "i8", "i8", "i32"] == per_block + 2
 
 
 def test_a_tied_masked_lm_head_multiplies_by_the_int8_table(make_bundle):

@@ -380,3 +380,42 @@ def test_loading_holds_the_model_and_one_array_and_no_more(folder, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(hub.__file__).parents[2])
     others = 20 * 2**20  # of the interpreter
     assert 0.9 * model < int(done.stdout) < model + largest + others < 1.7 * model
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [(name, head) for name, family in FAMILIES.items() for head in family.heads]
+)  # fmt: skip
+def test_a_familys_table_has_each_parameter_once_and_every_rule_covers_it(name, head):
+    family = FAMILIES[name]
+    small = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "dim": 32, "n_heads": 4, "n_layers": 2,
+             "n_embd": 32, "n_head": 4, "n_layer": 2, "intermediate_size": 64, "hidden_dim": 64, "embedding_size": 16,
+             "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "norm_rel_ebd": "layer_norm"}  # fmt: skip
+    if name == "deberta-v2":
+        small["embedding_size"] = 32
+    for tied in (True, False):
+        settings = family.read(small | {"tie_word_embeddings": tied}, head, "config.json")
+        model = Transformer(settings, head, 3 if head in ("classification", "token_classification") else 0)
+        shapes = abstract_params(model)
+        paths = [trees.path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+        table = family.tensors(settings, head)
+        assert sorted(tensor.path for tensor in table) == sorted(paths)
+        assert all(("{layer}" in tensor.name) == tensor.stacked for tensor in table)
+        sharding.shardings(shapes, sharding.make_mesh("fsdp=2,tensor=4"), RULES)
+        int8 = jax.eval_shape(quantize_int8, shapes)
+        out = jax.eval_shape(lambda params, model=model: model.apply({"params": params}, IDS), int8)
+        assert out["hidden"].shape == (2, 12, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "changes", "count"),
+    [
+        ("bert", "pooler", {}, 109_482_240),  # BERT-base, uncased
+        ("roberta", "pooler", {"max_position_embeddings": 514, "type_vocab_size": 1}, 124_645_632),  # RoBERTa-base
+        ("distilbert", "none", {}, 66_362_880),
+        ("gpt2", "causal_lm", {}, 124_439_808),
+        ("modernbert", "none", {}, 149_014_272 + 768),  # ModernBERT-base, and the norm that its first layer has not
+    ],
+)
+def test_published_sizes_have_their_number_of_parameters(name, head, changes, count):
+    settings = FAMILIES[name].read(changes, head, "config.json")
+    assert trees.count(abstract_params(Transformer(settings, head))) == count

@@ -14,7 +14,7 @@ from lepton_jax.config import ModelConfig
 from lepton_jax.core import sharding, trees
 from lepton_jax.models.partitioning import RULES
 from lepton_jax.models.sizes import SIZES
-from lepton_jax.models.transformer import Transformer, abstract_params, init_params
+from lepton_jax.models.transformer import Transformer, abstract_params, init_params, unstack
 
 _spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
 reference = importlib.util.module_from_spec(_spec)
@@ -141,6 +141,24 @@ def test_unrolled_layers_equal_scanned_ones():
     programs = [jax.jit(m.apply).lower({"params": params}, IDS).as_text() for m in (model, unrolled)]
     assert ["stablehlo.while" in text for text in programs] == [True, False]
     np.testing.assert_allclose(apply(model, params)["hidden"], apply(unrolled, params)["hidden"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"global_every": 2, "local_window": 2, "local_rotary_base": 100.0, "first_norm": False},
+        {"num_layers": 4, "num_layer_groups": 2},
+    ],
+)
+def test_layers_apart_equal_stacked_ones(changes):
+    model, params = make(**changes)
+    apart = unstack(params)
+    assert {"layers_0", "layers_1"} <= apart.keys() and "layers" not in apart
+    assert trees.count(apart) == trees.count(params)
+    programs = [jax.jit(model.apply).lower({"params": tree}, IDS).as_text() for tree in (params, apart)]
+    assert "dynamic_slice" in programs[0] and "dynamic_slice" not in programs[1]
+    np.testing.assert_allclose(apply(model, params)["hidden"], apply(model, apart)["hidden"], atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
