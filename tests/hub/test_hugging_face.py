@@ -387,9 +387,16 @@ def test_loading_holds_the_model_and_one_array_and_no_more(folder, tmp_path):
 )  # fmt: skip
 def test_a_familys_table_has_each_parameter_once_and_every_rule_covers_it(name, head):
     family = FAMILIES[name]
-    small = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "dim": 32, "n_heads": 4, "n_layers": 2,
-             "n_embd": 32, "n_head": 4, "n_layer": 2, "intermediate_size": 64, "hidden_dim": 64, "embedding_size": 16,
-             "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "norm_rel_ebd": "layer_norm"}  # fmt: skip
+    small = {
+        **dict.fromkeys(("hidden_size", "dim", "n_embd"), 32),
+        **dict.fromkeys(("num_attention_heads", "n_heads", "n_head"), 4),
+        **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer"), 2),
+        **dict.fromkeys(("intermediate_size", "hidden_dim", "vocab_size"), 64),
+        "embedding_size": 16,
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "norm_rel_ebd": "layer_norm",
+    }
     if name == "deberta-v2":
         small["embedding_size"] = 32
     for tied in (True, False):
