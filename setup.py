@@ -50,6 +50,7 @@ setup(
             "hypothesis>=6.100",
             "pyright>=1.1.390",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff>=0.8",
             "tensorboard>=2.18",
             "transformers>=5",  # what our tokenizers are compared with; it needs no PyTorch for that
