@@ -7,10 +7,10 @@ Each family, head and variant is a small checkpoint with random weights that `tr
 writes; both sides then run it on the same batch, whose rows are as long as the model allows or padded, one of them in
 the middle. Cost: about two minutes on two cores.
 
-How to read it: a figure is the largest difference over all positions that are not padding, relative to the largest
-magnitude; `gradient` is that of a loss by the token embedding table; `saved` compares the logits (hidden states where
-there are none) of the original with those of the checkpoint that `hub.save` wrote, both in `transformers`, and is
-"renamed" where a tensor's name or dtype is another than before.
+How to read it: a row is a family and head, over its variants; a figure is the largest difference over all positions
+that are not padding, relative to the largest magnitude; `gradient` is that of a loss by the token embedding table;
+`saved` compares the logits (hidden states where there are none) of the original with those of the checkpoint that
+`hub.save` wrote, both in `transformers`, and is "renamed" where a tensor's name or dtype is another than before.
 """
 
 from __future__ import annotations
@@ -192,19 +192,24 @@ def main(argv: list[str]) -> None:
     del argv
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    columns = ("hidden", "pooled", "logits", "gradient", "saved")
-    print(f"transformers {transformers.__version__}, torch {torch.__version__}, jax {jax.__version__}\n")
-    print("| family, variant | class | " + " | ".join(columns) + " |\n|---|---|" + "---|" * len(columns))
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for case in CASES:
         if FAMILIES.value and case.family not in FAMILIES.value:
             continue
         for head in case.heads:
             with tempfile.TemporaryDirectory() as folder:
-                found = compare(case, head, Path(folder))
-            cells = [
-                f"{found[name]:.0e}" if isinstance(found.get(name), float) else found.get(name, "") for name in columns
-            ]
-            print(f"| {case} | {case.prefix}{head} | " + " | ".join(cells) + " |", flush=True)
+                found.setdefault((case.family, f"{case.prefix}{head}"), []).append(compare(case, head, Path(folder)))
+    columns = ("hidden", "pooled", "logits", "gradient", "saved")
+    print(f"transformers {transformers.__version__}, torch {torch.__version__}, jax {jax.__version__}\n")
+    print("| family | class | variants | " + " | ".join(columns) + " |\n|---|---|---|" + "---|" * len(columns))
+    for (family, name), figures in found.items():
+        cells = [_worst([figure[column] for figure in figures if column in figure]) for column in columns]
+        print(f"| {family} | {name} | {len(figures)} | " + " | ".join(cells) + " |")
+
+
+def _worst(values: list[Any]) -> str:
+    names = [value for value in values if isinstance(value, str)]
+    return names[0] if names else f"{max(values):.0e}" if values else ""
 
 
 if __name__ == "__main__":
