@@ -15,6 +15,7 @@ above 1x, ours is ahead.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -44,6 +45,11 @@ def batch_of(rows: int, length: int) -> dict[str, np.ndarray]:
     mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
     ids = draw.integers(1000, 30_000, (rows, length)).astype(np.int32) * mask
     return {"token_ids": ids, "attention_mask": mask, "labels": draw.integers(0, 2, rows).astype(np.int32)}
+
+
+def _import(name: str) -> Any:
+    """Imports what only one side's environment has, or has in another version than the type checker sees."""
+    return importlib.import_module(name)
 
 
 def ours(folder: str) -> Callable[[dict[str, np.ndarray]], dict[str, Callable[[], Any]]]:
@@ -90,9 +96,7 @@ def ours(folder: str) -> Callable[[dict[str, np.ndarray]], dict[str, Callable[[]
 
 def pytorch(folder: str) -> Callable[[dict[str, np.ndarray]], dict[str, Callable[[], Any]]]:
     """The same in PyTorch."""
-    import torch  # pyright: ignore[reportMissingImports]
-    import transformers  # pyright: ignore[reportMissingImports]
-
+    torch, transformers = _import("torch"), _import("transformers")
     encoder = transformers.AutoModel.from_pretrained(folder).eval()
     options = {"num_labels": 2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, **options).train()
@@ -121,8 +125,8 @@ def flax4(folder: str) -> Callable[[dict[str, np.ndarray]], dict[str, Callable[[
     """The same in Flax, as `transformers` 4 had it."""
     import jax
     import optax
-    import transformers  # pyright: ignore[reportMissingImports]
 
+    transformers = _import("transformers")
     encoder = transformers.FlaxAutoModel.from_pretrained(folder)
     options = {"num_labels": 2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = transformers.FlaxAutoModelForSequenceClassification.from_pretrained(folder, **options)

@@ -113,7 +113,7 @@ def _write_file(path: Path, tensors: Mapping[str, Any], sizes: Mapping[str, int]
             array = np.asarray(make(), DTYPES[kind], order="C")
             if array.shape != tuple(shape):
                 raise ValueError(f"{name}: {array.shape}, not {shape}")
-            file.write(array.reshape(-1).view(np.uint8))
+            file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def _open_shards(index: Path, opened: Callable[[Path], dict[str, Stored]]) -> dict[str, Stored]:
