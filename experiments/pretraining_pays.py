@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
         rows.append(
             [summary[f"finetune.{name}"] for name in ("majority_accuracy", "from_scratch_accuracy", "accuracy")]
         )
-    accuracy = np.asarray(rows)
+    accuracy: Any = np.asarray(rows)
     gains = accuracy[:, 2] - accuracy[:, 1]
     print("\n| seed | majority | from scratch | pretrained | gain |\n|---|---|---|---|---|")
     for seed, (row, gain) in enumerate(zip(accuracy, gains, strict=True)):
