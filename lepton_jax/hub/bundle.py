@@ -101,12 +101,13 @@ def describe(folder: Path, card: Card, tokenizer: Tokenizer | None) -> None:
         workdir.write_json(folder / "model.json", dataclasses.asdict(card))
 
 
-def write(folder: Path, bundle: Bundle) -> None:
+def write(folder: str | Path, bundle: Bundle) -> None:
     """Writes a bundle as a folder of its own, without the state of any training.
 
     Raises:
       UserError: the folder holds a model already; nothing of it is changed.
     """
+    folder = Path(folder).expanduser()
     for name in ("params", "checkpoints"):
         if (folder / name).exists():
             raise UserError(f"{folder / name}: is there already; choose another folder")

@@ -20,7 +20,7 @@ from lepton_jax.hub.families import FAMILIES, Family, Tensor
 from lepton_jax.hub.hugging_face import LABELLED, OLD_NAMES
 
 
-def save(folder: Path, bundle: Bundle, shard_bytes: int = 5_000_000_000) -> None:
+def save(folder: str | Path, bundle: Bundle, shard_bytes: int = 5_000_000_000) -> None:
     """Writes a bundle as a folder that `transformers` loads.
 
     A model that came from such a folder gets its `config.json`, tensor names and dtypes back; a model of ours goes into
@@ -34,6 +34,7 @@ def save(folder: Path, bundle: Bundle, shard_bytes: int = 5_000_000_000) -> None
     Raises:
       UserError: there is something in the folder, the weights are not plain arrays, or no family can express the model.
     """
+    folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; choose another folder")
     if bundle.card.weights != "float32":
