@@ -17,6 +17,7 @@ GOLDEN = {
     "movie_sentiment": ((8424, 548, 1594), {"positive": 4194, "negative": 4230}),
     "chinese_sentiment": ((13937, 869, 2552), {"negative": 7287, "positive": 6650}),
     "news_articles": ((3678, 103, 0), None),
+    "opinion_snippets": ((12556, 397, 0), None),
 }
 
 
