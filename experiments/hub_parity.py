@@ -142,11 +142,15 @@ def compare(case: Case, head: str, folder: Path) -> dict[str, Any]:
     inputs = (batch["input_ids"], batch["attention_mask"])
 
     def apply(params: Any) -> dict[str, jax.Array]:
-        return bundle.model.apply({"params": params}, *inputs, token_type_ids=batch.get("token_type_ids"))  # pyright: ignore
+        types: Any = batch.get("token_type_ids")
+        out: Any = bundle.model.apply({"params": params}, *inputs, token_type_ids=types, hidden_states=True)
+        return out
 
     ours = jax.jit(apply)(bundle.params)
-    last = out.last_hidden_state if "last_hidden_state" in out else out.hidden_states[-1]
-    found: dict[str, Any] = {"hidden": _relative(ours["hidden"], last, real)}
+    if len(ours["hidden_states"]) != len(out.hidden_states):
+        raise ValueError(f"{len(ours['hidden_states'])} hidden states here, {len(out.hidden_states)} there")
+    states = zip(ours["hidden_states"], out.hidden_states, strict=True)
+    found: dict[str, Any] = {"hidden": max(_relative(own, other, real) for own, other in states)}
     key = "logits" if "logits" in out else "last_hidden_state"
     if key == "logits":
         found["logits"] = _relative(ours["logits"], out.logits, real)

@@ -29,10 +29,16 @@ class Block(nn.Module):
 
     config: ModelConfig
     train: bool
+    keep: bool
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array, kind: dict[str, jax.Array], context: Context) -> tuple[jax.Array, None]:
-        """Applies the block; `kind` has a bool [] for each way in which this layer may differ from the others."""
+    def __call__(
+        self, x_BxTxD: jax.Array, kind: dict[str, jax.Array], context: Context
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the output, and again if `keep`, for a scan to stack.
+
+        `kind` has a bool [] for each way in which this layer may differ from the others.
+        """
         config = self.config
         dropout = nn.Dropout(config.dropout, deterministic=not self.train)
         for name, layer in (("attention", SelfAttention(config, name="attention")),
@@ -46,7 +52,7 @@ class Block(nn.Module):
                 x_BxTxD = x_BxTxD + dropout(layer(normed_BxTxD, *arguments))
             else:
                 x_BxTxD = norm(x_BxTxD + dropout(layer(x_BxTxD, *arguments)))
-        return x_BxTxD, None
+        return x_BxTxD, x_BxTxD if self.keep else None
 
 
 class LayerGroup(nn.Module):
@@ -54,10 +60,13 @@ class LayerGroup(nn.Module):
 
     config: ModelConfig
     train: bool
+    keep: bool
     block: Any
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array, kind: dict[str, jax.Array], context: Context) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x_BxTxD: jax.Array, kind: dict[str, jax.Array], context: Context
+    ) -> tuple[jax.Array, jax.Array | None]:
         scan: Any = nn.scan
         layers = scan(
             self.block,
@@ -66,7 +75,7 @@ class LayerGroup(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast),
             length=self.config.num_layers // self.config.num_layer_groups,
         )
-        return layers(self.config, self.train, name="shared")(x_BxTxD, kind, context)
+        return layers(self.config, self.train, self.keep, name="shared")(x_BxTxD, kind, context)
 
 
 class Transformer(nn.Module):
@@ -90,6 +99,7 @@ class Transformer(nn.Module):
         positions: jax.Array | None = None,
         predict: jax.Array | None = None,
         train: bool = False,
+        hidden_states: bool = False,
     ) -> dict[str, jax.Array]:
         """Encodes a batch.
 
@@ -101,11 +111,14 @@ class Transformer(nn.Module):
           positions: int32 [B, T], of a token within its document; None: 0, 1, 2, ... (`default_positions`).
           predict: int32 [B, N], the positions that a language-model head scores; None: all of them.
           train: whether dropout is active; it then needs the rng stream "dropout".
+          hidden_states: whether those of every layer are returned.
 
         Returns:
           `hidden` [B, T, D]; with a language-model head `logits` [B, N or T, V]; with "classification" `logits`
           [B, num_outputs] and `pooled` [B, D], which "pooler" gives alone; with "token_classification" `logits`
-          [B, T, num_outputs]; with "replaced_token" `logits` [B, T]. All in the dtype of the model.
+          [B, T, num_outputs]; with "replaced_token" `logits` [B, T]. If asked for, `hidden_states` [1 + num_layers, B,
+          T, D]: the input of the first layer and the output of each, the last of them being `hidden`. All in the dtype
+          of the model.
         """
         config = self.config
         B, T = token_ids.shape
@@ -115,9 +128,13 @@ class Transformer(nn.Module):
         embeddings = Embeddings(config, name="embeddings")
         x_BxTxD = embeddings(token_ids, positions, token_type_ids)
         x_BxTxD = nn.Dropout(config.dropout, deterministic=not train)(x_BxTxD)
-        x_BxTxD = self._layers(x_BxTxD, segments_BxT, positions, train)
+        first_BxTxD = x_BxTxD
+        x_BxTxD, states_LxBxTxD = self._layers(first_BxTxD, segments_BxT, positions, train, keep=hidden_states)
+        x_BxTxD = make_norm(config, "final_norm")(x_BxTxD) if config.norm_position == "pre" else x_BxTxD
 
         out = {"hidden": x_BxTxD}
+        if states_LxBxTxD is not None:
+            out["hidden_states"] = jnp.concatenate([first_BxTxD[None], states_LxBxTxD[:-1], x_BxTxD[None]])
         if self.head in ("masked_lm", "causal_lm"):
             x_BxNxD = x_BxTxD if predict is None else jnp.take_along_axis(x_BxTxD, predict[:, :, None], axis=1)
             out["logits"] = LanguageModelHead(config, name="head")(x_BxNxD, embeddings.table())
@@ -133,8 +150,10 @@ class Transformer(nn.Module):
                 out["logits"] = OutputHead(config, self.num_outputs, train, name="head")(out["pooled"])
         return out
 
-    def _layers(self, x_BxTxD: jax.Array, segments_BxT: jax.Array, positions: jax.Array, train: bool) -> jax.Array:
-        """Returns the hidden states [B, T, D] after all blocks and the norm after them."""
+    def _layers(
+        self, x_BxTxD: jax.Array, segments_BxT: jax.Array, positions: jax.Array, train: bool, keep: bool
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the hidden states after all blocks [B, T, D] and, if `keep`, after each [num_layers, B, T, D]."""
         config = self.config
         context = Context(segments_BxT)
         if config.positions == "rotary":
@@ -160,24 +179,25 @@ class Transformer(nn.Module):
         options: dict[str, Any] = {"block": block} if config.num_layer_groups else {}
         layer: Any = LayerGroup if config.num_layer_groups else block
         if "layers_0" in self.variables.get("params", {}):  # see `unstack`
+            states = []
             for number in range(depth):
                 own = {name: flags[number] for name, flags in kind.items()}
-                x_BxTxD, _ = layer(config, train, name=f"layers_{number}", **options)(x_BxTxD, own, context)
-            return self._finish(x_BxTxD)
-        scan: Any = nn.scan  # its stub knows fewer kinds of axes than it takes
-        layers = scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast),
-            length=depth,
-            unroll=config.unroll or depth,
-        )
-        x_BxTxD, _ = layers(config, train, name="layers", **options)(x_BxTxD, kind, context)
-        return self._finish(x_BxTxD)
-
-    def _finish(self, x_BxTxD: jax.Array) -> jax.Array:
-        return make_norm(self.config, "final_norm")(x_BxTxD) if self.config.norm_position == "pre" else x_BxTxD
+                apply = layer(config, train, keep, name=f"layers_{number}", **options)
+                x_BxTxD, state = apply(x_BxTxD, own, context)
+                states.append(state)
+            states = jnp.stack(states) if keep else None
+        else:
+            scan: Any = nn.scan  # its stub knows fewer kinds of axes than it takes
+            layers = scan(
+                layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(0, nn.broadcast),
+                length=depth,
+                unroll=config.unroll or depth,
+            )
+            x_BxTxD, states = layers(config, train, keep, name="layers", **options)(x_BxTxD, kind, context)
+        return x_BxTxD, None if states is None else states.reshape(config.num_layers, *x_BxTxD.shape)
 
 
 class RelativeEmbeddings(nn.Module):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 from pathlib import Path
 
 import jax
@@ -159,6 +160,33 @@ def test_layers_apart_equal_stacked_ones(changes):
     programs = [jax.jit(model.apply).lower({"params": tree}, IDS).as_text() for tree in (params, apart)]
     assert "dynamic_slice" in programs[0] and "dynamic_slice" not in programs[1]
     np.testing.assert_allclose(apply(model, params)["hidden"], apply(model, apart)["hidden"], atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm_position": "post"}, {"num_layers": 4, "num_layer_groups": 2}])
+@pytest.mark.parametrize("form", ["scanned", "apart", "remat"])
+def test_hidden_states_are_those_of_shorter_models(changes, form):
+    """The state after n layers is what a model of the first n layers gives, but for the norm after the last."""
+    model, params = make(remat="full" if form == "remat" else "none", **changes)
+    out = apply(model, unstack(params) if form == "apart" else params, hidden_states=True)
+    config = model.config
+    states = out["hidden_states"]
+    assert states.shape == (1 + config.num_layers, *IDS.shape, config.hidden_size)
+    assert all(difference(a, b) > 1e-2 for a, b in itertools.pairwise(states))
+    np.testing.assert_array_equal(states[-1], out["hidden"])
+    np.testing.assert_allclose(out["hidden"], apply(model, params)["hidden"], atol=1e-5)
+    assert "hidden_states" not in apply(model, params)
+    share = config.num_layers // (config.num_layer_groups or config.num_layers)  # layers that one entry stands for
+    for entries in range(1, jax.tree.leaves(params["layers"])[0].shape[0]):
+        cut = {**params, "layers": jax.tree.map(lambda leaf, n=entries: leaf[:n], params["layers"])}
+        groups = entries if config.num_layer_groups else 0
+        short = model.clone(config=dataclasses.replace(config, num_layers=share * entries, num_layer_groups=groups))
+        expected, state = apply(short, cut)["hidden"], states[share * entries]
+        if config.norm_position == "pre":
+            scale, bias = params["final_norm"]["scale"], params["final_norm"]["bias"]
+            centred = state - state.mean(-1, keepdims=True)
+            state = centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + config.norm_epsilon)
+            state = state * scale[None, None, :] + bias[None, None, :]
+        np.testing.assert_allclose(state, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
