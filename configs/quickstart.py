@@ -52,7 +52,7 @@ def get_config(arg: str = "en") -> ConfigDict:
 
     pretrain.data.update(train=corpus, validation=validation, max_length=64, tokenizer_size=8000)
     pretrain.model.update(hidden_size=128, num_layers=2, num_heads=4, intermediate_size=512, max_positions=64, unroll=0)
-    pretrain.train.update(steps=1700, batch_size=32, learning_rate=2e-3, log_every=50)
+    pretrain.train.update(steps=1500, batch_size=32, learning_rate=2e-3, log_every=50)
     # Chosen by the accuracy after fine-tuning (experiments/pretraining_pays.py), not by the masked LM loss.
     pretrain.optim.update(warmup_steps=100, weight_decay=1.0)
     pretrain.task.mask_rate = 0.3
@@ -64,7 +64,7 @@ def get_config(arg: str = "en") -> ConfigDict:
     finetune.task.name = "classification"
     finetune.data.update(train=labelled, max_length=64)
     finetune.model.update(unroll=0, dropout=0.1)
-    finetune.train.update(steps=300, batch_size=32, learning_rate=1e-3, log_every=10)
+    finetune.train.update(steps=300, batch_size=32, learning_rate=5e-4, log_every=10)
     finetune.optim.warmup_steps = 30
     finetune.evaluate.every = finetune.checkpoint.every = 50
     finetune.checkpoint.best = "accuracy"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lepton_jax.core import rng as rngs
 from lepton_jax.models.transformer import Head, Transformer
-from lepton_jax.tasks.losses import binary_cross_entropy, cross_entropy, weighted_mean
+from lepton_jax.tasks.losses import binary_cross_entropy, correct, cross_entropy, weighted_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,7 @@ class Classification:
         logits = apply_to_rows(model, params, batch, rng, train)
         losses = cross_entropy if self.kind == "cross_entropy" else binary_cross_entropy
         loss = weighted_mean(losses(logits, batch["labels"]), batch["weight"])
-        correct = (jnp.argmax(logits, axis=-1) == batch["labels"]).astype(jnp.float32)
-        accuracy = weighted_mean(correct, batch["weight"])
+        accuracy = weighted_mean(correct(logits, batch["labels"]), batch["weight"])
         return loss, {"loss": loss, "accuracy": accuracy, "weight": jnp.sum(batch["weight"])}
 
 

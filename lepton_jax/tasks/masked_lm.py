@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from lepton_jax.config import TaskConfig
 from lepton_jax.core import rng as rngs
 from lepton_jax.models.transformer import Head, Transformer
-from lepton_jax.tasks.losses import cross_entropy, weighted_mean
+from lepton_jax.tasks.losses import correct, cross_entropy, weighted_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,8 @@ class MaskedLM:
         )
         weight = weight * batch["weight"][:, None]
         loss = weighted_mean(cross_entropy(out["logits"], targets), weight)
-        correct = (jnp.argmax(out["logits"], axis=-1) == targets).astype(jnp.float32)
-        return loss, {"loss": loss, "accuracy": weighted_mean(correct, weight), "weight": jnp.sum(weight)}
+        accuracy = weighted_mean(correct(out["logits"], targets), weight)
+        return loss, {"loss": loss, "accuracy": accuracy, "weight": jnp.sum(weight)}
 
     def mask(
         self, key: Key[Array, ""], token_ids: Int[Array, "rows length"], attention_mask: Int[Array, "rows length"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_jax.tasks.losses import binary_cross_entropy, cross_entropy, squared_error, weighted_mean
+from lepton_jax.tasks.losses import binary_cross_entropy, correct, cross_entropy, squared_error, weighted_mean
 
 LOGITS = np.random.default_rng(0).normal(0, 4, (5, 3)).astype(np.float32)
 LABELS = np.array([0, 1, 2, 2, 0], np.int32)
@@ -32,6 +32,21 @@ def test_classification_losses_equal_a_slow_reference(loss, slow):
     found = loss(jnp.asarray(LOGITS), jnp.asarray(LABELS))
     assert found.shape == (5,) and found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_correct_is_the_label_with_the_largest_logit_and_no_tie(dtype):
+    logits = jnp.asarray(
+        [[1.0, 3.0, 2.0], [1.0, 3.0, 2.0], [3.0, 3.0, 2.0], [0.0, 0.0, 0.0], [np.nan, 0.0, 0.0]], dtype
+    )
+    found = correct(logits, jnp.asarray([1, 2, 0, 0, 1]))
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, [1, 0, 0, 0, 0])
+    random = np.random.default_rng(0).normal(size=(4, 6, 5)).astype(np.float32)
+    labels = np.random.default_rng(1).integers(0, 5, (4, 6))
+    expected = random.argmax(-1) == labels
+    assert 2 < expected.sum() < 22
+    np.testing.assert_array_equal(correct(jnp.asarray(random), jnp.asarray(labels)), expected)
 
 
 def test_softmax_and_sigmoid_losses_differ():
