@@ -60,8 +60,13 @@ def _run(argv: list[str]) -> None:
         from rich.console import Console
 
         from lepton_jax import report, stages  # after the config is known to be right: these load JAX
+        from lepton_jax.train.stopping import Stopped
 
-        summary = stages.run(config, str(WORKDIR.value))
+        try:
+            summary = stages.run(config, str(WORKDIR.value))
+        except Stopped as stopped:
+            print(stopped)
+            return
     except UserError as error:
         _fail(error)
     console = Console()

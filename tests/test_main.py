@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -256,6 +258,20 @@ def test_inference_refuses_a_truncated_model(quickstart, tmp_path, where):
     with pytest.raises(UserError, match=rf"{victim}: damaged \(\d+ bytes instead of \d+\)") as caught:
         infer.load(folder if where == "checkpoints" else folder / "int8", "int8")
     assert "\n" not in str(caught.value) and contents(folder) == before
+
+
+def test_sigterm_ends_with_code_0_and_the_command_goes_on(recipe, tmp_path):
+    file, folder = recipe("pretrain", train__steps=100_000, train__log_every=1), tmp_path / "run"
+    line = [sys.executable, "-m", "lepton_jax.main", f"--config={file}", f"--workdir={folder}"]
+    running = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=CONFIGS.parent)
+    while running.poll() is None and not (folder / "metrics.jsonl").exists():
+        time.sleep(0.1)
+    running.terminate()
+    out, errors = running.communicate(timeout=100)
+    assert running.returncode == 0, errors
+    assert re.search(r"run: stopped by SIGTERM, [1-9]\d* of 100000 steps are done and saved; the same command", out)
+    steps = {int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit()}
+    assert f" {max(steps)} of 100000" in out and not (folder / "summary.json").exists()
 
 
 def test_a_finished_run_shows_its_summary(run, recipe, quickstart, monkeypatch):

@@ -22,6 +22,7 @@ from lepton_jax.train.evaluate import make_evaluate
 from lepton_jax.train.logging import MetricsLogger
 from lepton_jax.train.state import TrainState, abstract_state, make_state, trainable
 from lepton_jax.train.step import jit_train_step, make_train_step
+from lepton_jax.train.stopping import Stopped, watch_sigterm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,9 @@ def fit(
       validation: gives the batches of the validation set anew.
       init: parameters to start from, see `make_state`.
       until: stop, saved, after this update instead of the last one; the schedule does not change.
+
+    Raises:
+      Stopped: SIGTERM came, and the state after the update under way is saved.
     """
     schedule = make_schedule(config.optim, config.train)
     optimizer = make_optimizer(config.optim, schedule)
@@ -83,7 +87,7 @@ def fit(
             state = checkpoints.restore(start, abstract, batches)
         else:
             state = make_state(model, optimizer, config.optim, mesh, config.train.seed, init)
-        with MetricsLogger(workdir, config.train.steps, start) as logger:
+        with watch_sigterm() as asked_to_stop, MetricsLogger(workdir, config.train.steps, start) as logger:
             tokens = 0
             for step in range(start + 1, last + 1):
                 batch = next(batches)
@@ -93,7 +97,8 @@ def fit(
                 if step == 1 or step == last or step % config.train.log_every == 0:
                     logger.defer(step, metrics, tokens)
                 evaluates = step == last or step % config.evaluate.every == 0
-                saves = step == last or step % config.checkpoint.every == 0
+                stops = asked_to_stop()
+                saves = stops or step == last or step % config.checkpoint.every == 0
                 if evaluates or saves:
                     with logger.paused():
                         validated = evaluate(state.params, validation()) if evaluates else None
@@ -101,6 +106,10 @@ def fit(
                             logger.log(step, validated, prefix="validation")
                         if saves:
                             checkpoints.save(step, state, batches, validated)
+                if stops:
+                    checkpoints.wait()
+                    done = f"{step} of {config.train.steps} steps are done and saved"
+                    raise Stopped(f"{workdir}: stopped by SIGTERM, {done}; the same command goes on")
         checkpoints.wait()
         best, params = checkpoints.best(), state.params
         if best is not None and best != int(state.step):

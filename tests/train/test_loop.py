@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import signal
+import threading
 
 import jax
 import numpy as np
@@ -16,6 +19,7 @@ from lepton_jax.data.batches import encode_documents, encode_examples, evaluatio
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import make_task
 from lepton_jax.train.loop import check_batch, fit
+from lepton_jax.train.stopping import Stopped, watch_sigterm
 
 LENGTH, BATCH = 12, 8
 
@@ -144,6 +148,49 @@ def test_two_and_two_steps_equal_four_bit_for_bit(make_run, examples, numbers, s
     assert not seen and halves.lines() == whole.lines(), "a finished run is not trained again"
     for path, value in numbers(again.state).items():
         np.testing.assert_array_equal(value, four[path], err_msg=path)
+
+
+def test_sigterm_saves_the_step_under_way_and_the_run_goes_on_bit_for_bit(make_run, numbers, seen, monkeypatch):
+    whole, stopped = make_run("whole", dropout=0.1), make_run("stopped", dropout=0.1)
+    wanted = whole.fit()
+    before, put, calls = signal.getsignal(signal.SIGTERM), sharding.put_batch, []
+
+    def terminate(batch, mesh):
+        calls.append(batch)
+        if len(calls) == 3 + len(list(stopped.validation())):  # step 3, after the evaluation of step 2
+            os.kill(os.getpid(), signal.SIGTERM)
+        return put(batch, mesh)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match=r"3 of 4 steps are done and saved; the same"):
+        patch.setattr(sharding, "put_batch", terminate)
+        stopped.fit()
+    assert signal.getsignal(signal.SIGTERM) is before
+    with Checkpoints(stopped.folder / "checkpoints", stopped.config.checkpoint) as checkpoints:
+        assert checkpoints.latest() == 3
+    assert stopped.lines() == whole.lines()[:-2]
+    found = stopped.fit()
+    assert stopped.lines() == whole.lines()
+    for path, value in numbers(wanted.state).items():
+        np.testing.assert_array_equal(value, numbers(found.state)[path], err_msg=path)
+
+
+def test_sigterm_is_watched_in_the_main_thread_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    found = []
+
+    def elsewhere():
+        with watch_sigterm() as came:
+            found.append((came(), signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == [(False, before)]
+    with watch_sigterm() as came:
+        assert not came()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert came()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_best_parameters_are_returned_and_every_line_belongs_to_its_step(make_run, examples, numbers):
