@@ -156,8 +156,8 @@ class Checkpoints:
                 scores[step] = sign * value
         return min(scores, key=lambda step: (scores[step], step), default=None)
 
-    def restore(self, step: int, abstract_state: State, data_iterator: Any) -> State:
-        """Returns a saved state and puts the data iterator where it was.
+    def restore(self, step: int, abstract_state: State, data_iterator: Any = None) -> State:
+        """Returns a saved state, and puts the data iterator, if one is given, where it was.
 
         Args:
           step: one of `steps()`.

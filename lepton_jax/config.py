@@ -131,6 +131,8 @@ class TrainConfig:
     learning_rate: float = number(1e-3, 0)
     seed: int = number(0, 0)
     log_every: int = number(20, 1)
+    max_skipped: int = number(10, 1)  # steps in a row without a finite loss and gradient, then back to a checkpoint
+    max_rollbacks: int = number(3, 0)  # how often a run goes back before it stops
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,14 +58,7 @@ class MetricsLogger:
         self._bar: rich.progress.Progress | None = None
 
     def __enter__(self) -> MetricsLogger:
-        if self._writes:
-            kept = [line for line in read_metrics(self._workdir) if line["step"] <= self._start]
-            path = self._workdir / "metrics.jsonl"
-            replace_file(path, "".join(_to_line(line) for line in kept))
-            self._file = open(path, "a", encoding="utf-8", buffering=1)
-            self._board = tensorboardX.SummaryWriter(
-                str(self._workdir / "tensorboard"), purge_step=self._start + 1 if self._start else None
-            )
+        self._open(self._start)
         console = rich.console.Console()
         if self._prints and console.is_terminal:
             self._bar = rich.progress.Progress(
@@ -83,6 +76,27 @@ class MetricsLogger:
     ) -> None:
         if self._bar:
             self._bar.stop()
+        self._close()
+
+    def rewind(self, step: int, reason: str) -> None:
+        """Forgets what was recorded beyond a step to which training goes back, and prints why it does."""
+        self._deferred = self._clock = None
+        self._print(reason)
+        self._close()
+        self._open(step)
+
+    def _open(self, start: int) -> None:
+        """Opens the files to go on after a step; lines beyond it will be recorded again, so they are cut off."""
+        if self._writes:
+            kept = [line for line in read_metrics(self._workdir) if line["step"] <= start]
+            path = self._workdir / "metrics.jsonl"
+            replace_file(path, "".join(_to_line(line) for line in kept))
+            self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+            self._board = tensorboardX.SummaryWriter(
+                str(self._workdir / "tensorboard"), purge_step=start + 1 if start else None
+            )
+
+    def _close(self) -> None:
         if self._writes:
             self._file.close()
             self._board.close()
@@ -168,6 +182,8 @@ class MetricsLogger:
             self._print(f"step {step}/{self._total_steps}: {', '.join(parts)}")
 
     def _print(self, text: str) -> None:
+        if not self._prints:
+            return
         if self._bar:
             self._bar.console.print(text, highlight=False)
         else:

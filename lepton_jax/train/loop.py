@@ -19,6 +19,7 @@ from lepton_jax.models.transformer import Transformer
 from lepton_jax.optim import make_optimizer, make_schedule
 from lepton_jax.tasks import Task
 from lepton_jax.train.evaluate import make_evaluate
+from lepton_jax.train.guard import Guard
 from lepton_jax.train.logging import MetricsLogger
 from lepton_jax.train.state import TrainState, abstract_state, make_state, trainable
 from lepton_jax.train.step import jit_train_step, make_train_step
@@ -71,6 +72,7 @@ def fit(
 
     Raises:
       Stopped: SIGTERM came, and the state after the update under way is saved.
+      UserError: the loss is not finite, and going back does not help, see `Guard`.
     """
     schedule = make_schedule(config.optim, config.train)
     optimizer = make_optimizer(config.optim, schedule)
@@ -82,18 +84,32 @@ def fit(
     last = config.train.steps if until is None else min(until, config.train.steps)
 
     with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
-        start = checkpoints.latest() or 0
-        if start:
-            state = checkpoints.restore(start, abstract, batches)
-        else:
-            state = make_state(model, optimizer, config.optim, mesh, config.train.seed, init)
+
+        def state_after(step: int, data: Any) -> TrainState:
+            if step:
+                return checkpoints.restore(step, abstract, data)
+            return make_state(model, optimizer, config.optim, mesh, config.train.seed, init)
+
+        step = start = checkpoints.latest() or 0
+        state = state_after(start, batches)
+        guard = Guard(config.train, workdir)
+        guard.start(state.skipped)
         with watch_sigterm() as asked_to_stop, MetricsLogger(workdir, config.train.steps, start) as logger:
             tokens = 0
-            for step in range(start + 1, last + 1):
+            while step < last:
+                step += 1
                 batch = next(batches)
                 tokens += int(np.count_nonzero(batch["attention_mask"])) * jax.process_count()
                 state, metrics = step_fn(state, sharding.put_batch(batch, mesh))
-                logger.flush()  # of an earlier step, now that the next one is under way: devices never wait
+                # Both look at an earlier step, now that the next one is under way: devices never wait.
+                logger.flush()
+                if guard.goes_back(step, metrics["skipped"], batch):
+                    checkpoints.wait()
+                    step = checkpoints.latest() or 0
+                    logger.rewind(step, f"the loss or gradient is not finite: back to step {step}, past these batches")
+                    state = state_after(step, None)
+                    guard.start(state.skipped)
+                    continue
                 if step == 1 or step == last or step % config.train.log_every == 0:
                     logger.defer(step, metrics, tokens)
                 evaluates = step == last or step % config.evaluate.every == 0

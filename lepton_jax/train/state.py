@@ -20,7 +20,8 @@ from lepton_jax.models.transformer import Transformer, abstract_params, init_par
 class TrainState(flax.struct.PyTreeNode):
     """Everything that a step reads and writes, and all that a checkpoint needs besides the data position."""
 
-    step: jax.Array  # int32 [], the number of updates made
+    step: jax.Array  # int32 [], the number of batches seen
+    skipped: jax.Array  # int32 [], how many of them gave no update: their loss or gradient was not finite
     params: Any  # trainable and frozen parameters in one tree
     opt_state: optax.OptState  # of the trainable ones alone
     rng: jax.Array  # typed key []; never changes: steps fold their number into it
@@ -44,9 +45,10 @@ def abstract_state(
       UserError: a parameter that no sharding rule covers, or that does not divide among the devices.
     """
     params = abstract_params(model)
-    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(
-        step=step,
+        step=count,
+        skipped=count,
         params=params,
         opt_state=jax.eval_shape(optimizer.init, trees.split(params, trainable(config, params))[0]),
         rng=jax.eval_shape(lambda: jax.random.key(0)),
@@ -80,7 +82,8 @@ def make_state(
     def initialise(key: jax.Array) -> TrainState:
         params = init_params(model, rngs.stream(key, "params"))
         opt_state = optimizer.init(trees.split(params, trainable(config, params))[0])
-        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rngs.stream(key, "train"))
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, zero, params, opt_state, rngs.stream(key, "train"))
 
     state = jax.jit(initialise, out_shardings=where)(jax.random.key(seed))
     if init is not None:

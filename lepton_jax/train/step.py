@@ -29,8 +29,10 @@ def make_train_step(
 ) -> TrainStep:
     """Returns the pure function (state, batch) -> (state, metrics).
 
-    Frozen parameters are split off before the gradient: they have neither gradients nor optimizer state.
-    Metrics are float32 []: those of the task, `gradient_norm` (before clipping) and `learning_rate`.
+    Frozen parameters are split off before the gradient: they have neither gradients nor optimizer state. A batch whose
+    loss or gradient is not finite changes neither parameters nor optimizer state, and is counted.
+    Metrics are []: those of the task, `gradient_norm` (before clipping) and `learning_rate` in float32, and `skipped`,
+    the number of updates left out so far, in int32.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -42,9 +44,18 @@ def make_train_step(
 
         grads, metrics = mean_gradients(loss, free, batch, accumulate)
         updates, opt_state = optimizer.update(grads, state.opt_state, free)
-        params = trees.merge(optax.apply_updates(free, updates), frozen)
-        metrics |= {"gradient_norm": optax.tree.norm(grads), "learning_rate": jnp.asarray(schedule(state.step))}
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        free, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (optax.apply_updates(free, updates), opt_state),
+            (free, state.opt_state),
+        )
+        rate = jnp.asarray(schedule(state.step - state.skipped))  # the optimizer counts its updates alone
+        skipped = state.skipped + (~finite).astype(jnp.int32)
+        metrics |= {"gradient_norm": norm, "learning_rate": rate, "skipped": skipped}
+        params = trees.merge(free, frozen)
+        return TrainState(state.step + 1, skipped, params, opt_state, state.rng), metrics
 
     return train_step
 

@@ -134,7 +134,7 @@ def test_two_and_two_steps_equal_four_bit_for_bit(make_run, examples, numbers, s
 
     four, resumed = numbers(wanted.state), numbers(found.state)
     assert all((at_two[path] != four[path]).any() for path in four if path.startswith("params/layers/")), "2 is not 4"
-    assert {path.split("/")[0] for path in four} == {"step", "params", "opt_state", "rng"}
+    assert {path.split("/")[0] for path in four} == {"step", "skipped", "params", "opt_state", "rng"}
     assert four.keys() == resumed.keys()
     for path, value in four.items():
         np.testing.assert_array_equal(value, resumed[path], err_msg=path)
@@ -172,6 +172,49 @@ def test_sigterm_saves_the_step_under_way_and_the_run_goes_on_bit_for_bit(make_r
     assert stopped.lines() == whole.lines()
     for path, value in numbers(wanted.state).items():
         np.testing.assert_array_equal(value, numbers(found.state)[path], err_msg=path)
+
+
+def poison(monkeypatch, steps):
+    """Makes the training batches of the given numbers, counted from 1 as they come, give a loss that is not finite."""
+    put, count = sharding.put_batch, []
+
+    def poisoned(batch, mesh):
+        count.append(batch)
+        if len(count) in steps:
+            batch = {**batch, "weight": np.full_like(batch["weight"], np.inf)}
+        return put(batch, mesh)
+
+    monkeypatch.setattr(sharding, "put_batch", poisoned)
+    return count
+
+
+def test_after_bad_batches_in_a_row_a_run_goes_back_and_the_data_go_on(make_run, monkeypatch, capsys):
+    train = TrainConfig(steps=8, batch_size=BATCH, learning_rate=0.01, log_every=1, max_skipped=2, max_rollbacks=1)
+    every = {"checkpoint": CheckpointConfig(every=2, keep=9), "evaluate": EvaluateConfig(every=100, batch_size=BATCH)}
+    run = make_run("run", train=train, **every)
+    with monkeypatch.context() as patch:
+        seen = poison(patch, {3, 6, 7})
+        fitted = run.fit()
+    assert "is not finite: back to step 6, past these batches" in capsys.readouterr().out
+    held_out = {batch["token_ids"].tobytes() for batch in run.validation()}
+    trained = [batch["token_ids"].tobytes() for batch in seen if batch["token_ids"].tobytes() not in held_out]
+    straight = run.training()
+    assert trained == [next(straight)["token_ids"].tobytes() for _ in range(len(trained))], "no batch comes twice"
+    straight.close()
+    lines = {line["step"]: line for line in run.lines() if "loss" in line}
+    assert list(lines) == [1, 2, 3, 4, 5, 6, 7, 8] and len(trained) == 10
+    assert lines[2]["skipped"] == 0 and lines[8]["skipped"] == int(fitted.state.skipped) == 2
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted.params))
+
+
+def test_a_run_that_cannot_go_on_stops_and_leaves_the_batch(make_run, monkeypatch):
+    train = TrainConfig(steps=8, batch_size=BATCH, learning_rate=0.01, log_every=1, max_skipped=2, max_rollbacks=1)
+    run = make_run("run", train=train, checkpoint=CheckpointConfig(every=100))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="after going back 1 times; the last batch is"):
+        seen = poison(patch, range(2, 20))
+        run.fit()
+    saved = np.load(run.folder / "bad_batch_0.npz")
+    assert any((saved["token_ids"] == batch["token_ids"]).all() for batch in seen[2:])
 
 
 def test_sigterm_is_watched_in_the_main_thread_alone():

@@ -78,6 +78,28 @@ def test_a_masked_row_and_a_filler_row_weigh_nothing(training, rows, on_one_devi
     assert all(0 < weight <= 3 * 6 for weight in weights), "12 positions at most give 3; two rows give none"
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(training, rows, numbers, parts):
+    """Around it, two good batches do what they would have done one after the other."""
+    setup = training("classification", optim=STABLE, train=dataclasses.replace(TRAIN, accumulate=parts))
+    good, bad, other = rows(), rows(seed=2), rows(seed=1)
+    bad["weight"][3] = np.inf
+    state, (first, broken) = run(setup, [good, bad])
+    assert np.isfinite(first["loss"]) and not np.isfinite(broken["loss"])
+    assert (first["skipped"], broken["skipped"], int(state.skipped), int(state.step)) == (0, 1, 1, 2)
+    after_good, _ = run(setup, [good])
+    for part in ("params", "opt_state"):
+        kept, wanted = numbers(getattr(state, part)), numbers(getattr(after_good, part))
+        before = numbers(getattr(setup.start(), part))
+        assert any((wanted[path] != before[path]).any() for path in wanted)
+        for path, value in wanted.items():
+            np.testing.assert_array_equal(kept[path], value, err_msg=path)
+    state, (resumed,) = run(setup, [other], state)
+    _, (_, second) = run(setup, [good, other])
+    assert resumed["learning_rate"] == second["learning_rate"] > first["learning_rate"] and resumed["skipped"] == 1
+    np.testing.assert_allclose(resumed["loss"], second["loss"], rtol=1e-6)
+
+
 # --- accumulation
 
 
@@ -204,10 +226,11 @@ def test_many_steps_are_traced_once_move_nothing_implicitly_and_donate(training,
         step(state, rows())
 
 
-def test_metrics_are_float32_scalars_with_the_rate_of_the_step(training, rows):
+def test_metrics_are_scalars_with_the_rate_of_the_step(training, rows):
     setup = training("classification", **SETTINGS)
     state, metrics = setup.step(setup.start(), setup.put(rows()))
-    assert metrics.keys() == {"loss", "accuracy", "weight", "gradient_norm", "learning_rate"}
+    assert metrics.keys() == {"loss", "accuracy", "weight", "gradient_norm", "learning_rate", "skipped"}
+    assert metrics.pop("skipped").dtype == jnp.int32
     assert {(value.shape, str(value.dtype)) for value in metrics.values()} == {((), "float32")}
     assert state.step == 1 and state.step.dtype == jnp.int32
     rates = [each["learning_rate"] for each in run(setup, [rows()] * 5)[1]]
