@@ -171,6 +171,7 @@ class Config:
     """One run: a stage and its sections."""
 
     stage: Literal["pretrain", "finetune"] = "pretrain"
+    dry_run: bool = False  # compile, say what the run needs, and train nothing
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
@@ -188,6 +189,7 @@ class QuickstartConfig:
     """A chain: `pretrain`, then `finetune` from it, then the same `finetune` from random weights."""
 
     stage: Literal["quickstart"] = "quickstart"
+    dry_run: bool = False
     pretrain: Config = Config(stage="pretrain")
     finetune: Config = Config(stage="finetune")
 
@@ -327,6 +329,8 @@ def _check_chain(config: QuickstartConfig) -> None:
         stage = getattr(config, name).stage
         if stage != name:
             raise UserError(f"config.{name}.stage={stage!r}: must be {name!r}")
+        if getattr(config, name).dry_run:
+            raise UserError(f"config.{name}.dry_run=True: is for the whole chain; set config.dry_run")
     if config.finetune.model.init:
         raise UserError(
             f"config.finetune.model.init={config.finetune.model.init!r}: a quickstart starts from its own pretraining"

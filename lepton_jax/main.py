@@ -71,6 +71,8 @@ def _run(argv: list[str]) -> None:
         _fail(error)
     console = Console()
     console.print(report.summary_table(summary))
+    if getattr(config, "dry_run", False):
+        return
     examples = report.examples_table(Path(str(WORKDIR.value)))
     if examples.row_count:
         console.print(examples)

@@ -36,6 +36,7 @@ from lepton_jax.infer.metrics import classification_metrics, regression_metrics
 from lepton_jax.infer.predictor import Prediction, Predictor, speedup
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import make_task
+from lepton_jax.train.forecast import explain_out_of_memory, forecast
 from lepton_jax.train.logging import read_metrics
 from lepton_jax.train.loop import check_batch, fit
 
@@ -45,7 +46,8 @@ Summary = dict[str, Any]
 def run(config: Config | QuickstartConfig | ConvertConfig, folder: str | Path) -> Summary:
     """Runs the stage of a resolved config in a folder, and returns what `folder/summary.json` then holds.
 
-    A run that was interrupted goes on from its newest checkpoint; one that is complete is not repeated.
+    A run that was interrupted goes on from its newest checkpoint; one that is complete is not repeated. A dry run
+    writes nothing, and returns what the run would need.
 
     Raises:
       UserError: the folder holds another run, the devices do not fit the config, or the data are not usable.
@@ -56,6 +58,8 @@ def run(config: Config | QuickstartConfig | ConvertConfig, folder: str | Path) -
         mesh = sharding.make_mesh(each.mesh.shape)
         check_batch(each, mesh, where)
         meshes.append(mesh)
+    if not isinstance(config, ConvertConfig) and config.dry_run:
+        return dry_run(config, meshes)
     workdir.claim(folder, config)
     _keep_compiled(config.cache if isinstance(config, ConvertConfig) else runs(config)[0][1].data.cache)
     if (folder / "summary.json").exists():
@@ -190,6 +194,38 @@ def convert(config: ConvertConfig, folder: Path) -> Summary:
     }
 
 
+def dry_run(config: Config | QuickstartConfig, meshes: Sequence[Mesh]) -> Summary:
+    """Returns what each training of a config needs (`Forecast`), compiled for its mesh; nothing is read or written.
+
+    Where the data would decide, a tokenizer of `data.tokenizer_size` and two labels are assumed.
+    """
+    summary: Summary = {}
+    for (_, each), mesh in zip(runs(config), meshes, strict=True):
+        task, model = each.task, each.model
+        if model.init:
+            model = _inherit(each, hub.load(model.init, cache=each.data.cache).config)
+        size = model.vocab_size or -(-each.data.tokenizer_size // 64) * 64
+        head = "masked_lm" if task.name == "masked_lm" else "classification"
+        labels = ("0", "1") if task.name == "classification" else ()
+        card = hub.Card(dataclasses.replace(model, vocab_size=size), head, task, each.data.max_length, labels)
+        modules = Transformer(card.model, card.head, card.num_outputs)
+        found = forecast(each, mesh, make_task(task, _Specials(size), len(labels)), modules)
+        summary |= {f"{each.stage}.{name}": value for name, value in dataclasses.asdict(found).items()}
+    return summary
+
+
+@dataclasses.dataclass(frozen=True)
+class _Specials:
+    """What an objective asks of a tokenizer, for one that is not there yet."""
+
+    vocab_size: int
+    pad_id: int = 0
+    unk_id: int = 1
+    cls_id: int = 2
+    sep_id: int = 3
+    mask_id: int = 4
+
+
 def _card(config: Config, head: Any, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> hub.Card:
     """Returns the card of the model that a run trains; its vocabulary is the tokenizer's, rounded up to 64s."""
     size = config.model.vocab_size or -(-tokenizer.vocab_size // 64) * 64
@@ -262,7 +298,14 @@ def _fit(
         return batches.evaluation_batches(rows["validation"], size, labels=targets.get("validation"), **common, **shard)
 
     task = make_task(config.task, tokenizer, len(card.labels))
-    fitted = fit(config, folder, mesh=mesh, task=task, model=model, batches=training, validation=validation, init=init)
+    try:
+        fitted = fit(
+            config, folder, mesh=mesh, task=task, model=model, batches=training, validation=validation, init=init
+        )
+    except jax.errors.JaxRuntimeError as error:
+        if explanation := explain_out_of_memory(error, config, mesh, task, model):
+            raise UserError(explanation) from error
+        raise
     return hub.Bundle(model, fitted.params, tokenizer, card)
 
 

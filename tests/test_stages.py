@@ -15,6 +15,7 @@ import pytest
 
 from lepton_jax import hub, infer, stages
 from lepton_jax.config import default_config, resolve
+from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.core.weights import Int8
 from lepton_jax.train import loop
@@ -148,6 +149,32 @@ def test_the_same_command_again_repeats_nothing(quickstart, tiny_config, monkeyp
     monkeypatch.setattr(stages, "quickstart", None)
     assert stages.run(resolve(tiny_config("quickstart")), quickstart) == summary
     assert contents(quickstart) == before
+
+
+@pytest.mark.parametrize("stage", ["quickstart", "pretrain", "finetune"])
+def test_a_dry_run_says_what_each_training_needs_and_writes_nothing(quickstart, tiny_config, tmp_path, stage):
+    config = tiny_config(stage)
+    config.dry_run = True
+    if stage == "finetune":
+        config.model.init = str(quickstart / "pretrain")
+    summary = stages.run(resolve(config), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    groups = {"pretrain", "finetune"} if stage == "quickstart" else {stage}
+    assert {name.split(".")[0] for name in summary} == groups
+    for group in groups:
+        assert summary[f"{group}.fits"] is True and summary[f"{group}.needed_gib"] > summary[f"{group}.state_gib"] > 0
+    if stage != "finetune":  # the vocabulary of the data may be smaller than the one that is assumed
+        real = json.loads((quickstart / "summary.json").read_text())["pretrain.parameters"]
+        assert real <= summary["pretrain.parameters"] < 2 * real
+
+
+def test_an_out_of_memory_says_what_the_step_needs(tiny_config, tmp_path, monkeypatch):
+    def put_batch(batch, mesh):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
+
+    monkeypatch.setattr(sharding, "put_batch", put_batch)
+    with pytest.raises(UserError, match=r"^out of memory: a step needs \d.*less needs a smaller train\.batch_size"):
+        stages.run(resolve(tiny_config("pretrain")), tmp_path / "run")
 
 
 def test_a_quickstart_whose_end_was_lost_repeats_no_training(quickstart, tiny_config, tmp_path, monkeypatch):

@@ -57,28 +57,26 @@ def ours(folder: str) -> Callable[[dict[str, np.ndarray]], dict[str, Callable[[]
     import jax
 
     from lepton_jax import hub
-    from lepton_jax.config import OptimConfig, TrainConfig
+    from lepton_jax.config import Config, OptimConfig, TrainConfig
     from lepton_jax.core import sharding
     from lepton_jax.models.transformer import Transformer, unstack
-    from lepton_jax.optim import make_optimizer, make_schedule
     from lepton_jax.tasks.classification import Classification
-    from lepton_jax.train.state import make_state, trainable
-    from lepton_jax.train.step import jit_train_step, make_train_step
+    from lepton_jax.train.state import make_state
+    from lepton_jax.train.step import make_program
 
     encoder, classifier = hub.load(folder), hub.load(folder, "classification", ("no", "yes"))
     settings = dataclasses.replace(classifier.config, dropout=0.0, unroll=0)
     model = Transformer(settings, "classification", 2)
-    optim, train = OptimConfig(schedule="constant", clip_norm=0.0), TrainConfig(learning_rate=RATE)
+    config = Config(
+        model=settings, optim=OptimConfig(schedule="constant", clip_norm=0.0), train=TrainConfig(learning_rate=RATE)
+    )
     mesh = sharding.make_mesh("data=-1")
-    schedule = make_schedule(optim, train)
-    optimizer = make_optimizer(optim, schedule)
+    step, _, optimizer = make_program(config, mesh, Classification(2), model)
     apply = jax.jit(lambda params, ids, mask: Transformer(settings).apply({"params": params}, ids, mask)["hidden"])  # pyright: ignore
     params = unstack({name: part for name, part in encoder.params.items() if name != "pooler"})
 
     def prepare(batch: dict[str, np.ndarray]) -> dict[str, Callable[[], Any]]:
-        state = make_state(model, optimizer, optim, mesh, 0, classifier.params)
-        step = make_train_step(Classification(2), model, optimizer, schedule, trainable(optim, state.params))
-        step = jit_train_step(step, state, mesh)
+        state = make_state(model, optimizer, config.optim, mesh, 0, classifier.params)
         rows, length = batch["token_ids"].shape
         positions = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
         placed = sharding.put_batch(batch | {"positions": positions, "weight": np.ones(rows, np.float32)}, mesh)

@@ -21,14 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from lepton_jax.config import ModelConfig, OptimConfig, TaskConfig, TrainConfig
+from lepton_jax.config import Config, ModelConfig
 from lepton_jax.core import sharding
 from lepton_jax.models.sizes import SIZES
 from lepton_jax.models.transformer import Transformer
-from lepton_jax.optim import make_optimizer, make_schedule
 from lepton_jax.tasks.masked_lm import MaskedLM
-from lepton_jax.train.state import make_state, trainable
-from lepton_jax.train.step import jit_train_step, make_train_step
+from lepton_jax.train.state import make_state
+from lepton_jax.train.step import make_program
 
 SIZE = flags.DEFINE_enum("size", "tiny", sorted(SIZES), "Named model size.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
@@ -56,14 +55,11 @@ def main(argv: list[str]) -> None:
     del argv
     dtype: Any = DTYPE.value
     config = ModelConfig(vocab_size=VOCABULARY, dtype=dtype, unroll=0, **SIZES[SIZE.value])
-    model, optim, train = Transformer(config, "masked_lm"), OptimConfig(), TrainConfig()
-    task = MaskedLM(TaskConfig(), VOCABULARY, 4, SPECIAL)
+    model, run = Transformer(config, "masked_lm"), Config(model=config)
+    task = MaskedLM(run.task, VOCABULARY, 4, SPECIAL)
     mesh = sharding.make_mesh("data=-1")
-    schedule = make_schedule(optim, train)
-    optimizer = make_optimizer(optim, schedule)
-    state = make_state(model, optimizer, optim, mesh, seed=0)
-    step = make_train_step(task, model, optimizer, schedule, trainable(optim, state.params))
-    step = jit_train_step(step, state, mesh)
+    step, _, optimizer = make_program(run, mesh, task, model)
+    state = make_state(model, optimizer, run.optim, mesh, seed=0)
     ids = np.random.default_rng(0).integers(len(SPECIAL), VOCABULARY, (ROWS, LENGTH)).astype(np.int32)
     positions = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))
     batch = {

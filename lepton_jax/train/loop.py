@@ -16,13 +16,12 @@ from lepton_jax.config import Config
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.models.transformer import Transformer
-from lepton_jax.optim import make_optimizer, make_schedule
 from lepton_jax.tasks import Task
 from lepton_jax.train.evaluate import make_evaluate
 from lepton_jax.train.guard import Guard
 from lepton_jax.train.logging import MetricsLogger
-from lepton_jax.train.state import TrainState, abstract_state, make_state, trainable
-from lepton_jax.train.step import jit_train_step, make_train_step
+from lepton_jax.train.state import TrainState, make_state
+from lepton_jax.train.step import make_program
 from lepton_jax.train.stopping import Stopped, watch_sigterm
 
 
@@ -74,12 +73,7 @@ def fit(
       Stopped: SIGTERM came, and the state after the update under way is saved.
       UserError: the loss is not finite, and going back does not help, see `Guard`.
     """
-    schedule = make_schedule(config.optim, config.train)
-    optimizer = make_optimizer(config.optim, schedule)
-    abstract = abstract_state(model, optimizer, config.optim, mesh)
-    chosen = trainable(config.optim, abstract.params)
-    step_fn = make_train_step(task, model, optimizer, schedule, chosen, config.train.accumulate)
-    step_fn = jit_train_step(step_fn, abstract, mesh)
+    step_fn, abstract, optimizer = make_program(config, mesh, task, model)
     evaluate = make_evaluate(task, model, mesh)
     last = config.train.steps if until is None else min(until, config.train.steps)
 

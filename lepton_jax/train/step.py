@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from lepton_jax.config import Config
 from lepton_jax.core import rng as rngs
 from lepton_jax.core import sharding, trees
 from lepton_jax.models.transformer import Transformer
+from lepton_jax.optim import make_optimizer, make_schedule
 from lepton_jax.tasks import Batch, Metrics, Task
-from lepton_jax.train.state import TrainState
+from lepton_jax.train.state import TrainState, abstract_state, trainable
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -101,3 +103,21 @@ def jit_train_step(step: TrainStep, state: TrainState, mesh: Mesh) -> TrainStep:
         out_shardings=(where, sharding.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+class Program(NamedTuple):
+    """The jitted train step of a run, the state that it is for (shapes with shardings), and that state's optimizer."""
+
+    step: Any  # a jitted TrainStep, which also lowers
+    abstract: TrainState
+    optimizer: optax.GradientTransformation
+
+
+def make_program(config: Config, mesh: Mesh, task: Task, model: Transformer) -> Program:
+    """Returns the train step that a config describes, for a mesh; nothing is computed or compiled yet."""
+    schedule = make_schedule(config.optim, config.train)
+    optimizer = make_optimizer(config.optim, schedule)
+    abstract = abstract_state(model, optimizer, config.optim, mesh)
+    chosen = trainable(config.optim, abstract.params)
+    step = make_train_step(task, model, optimizer, schedule, chosen, config.train.accumulate)
+    return Program(jit_train_step(step, abstract, mesh), abstract, optimizer)

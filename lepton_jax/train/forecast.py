@@ -1,0 +1,119 @@
+"""What a run will need, from its compiled step and without running it: memory a device, and FLOPs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from lepton_jax.config import Config
+from lepton_jax.core import sharding, trees
+from lepton_jax.models.transformer import Transformer
+from lepton_jax.tasks import Task
+from lepton_jax.train.state import trainable
+from lepton_jax.train.step import make_program
+
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """Figures of one run. Memory is in GiB a device, as the compiler counts it before anything is allocated."""
+
+    parameters: int
+    trainable_parameters: int
+    flops_per_token: float  # of a step, a product counted as two; positions of a row are tokens, padding or not
+    state_gib: float  # parameters, optimizer state, and the batch
+    temporary_gib: float  # activations, gradients, and what else lives during a step
+    needed_gib: float  # both together
+    available_gib: float | None  # None: the device does not say
+    fits: bool | None
+    compile_seconds: float
+
+
+def forecast(config: Config, mesh: Mesh, task: Task, model: Transformer) -> Forecast:
+    """Compiles the train step of a run for its devices, and reads off what it needs.
+
+    Args:
+      config: the run's config.
+      mesh: the devices; they may be simulated.
+      task, model: the objective and the modules, as the run would have them.
+    """
+    program = make_program(config, mesh, task, model)
+    start = time.perf_counter()
+    compiled = program.step.lower(program.abstract, _abstract_batch(config, mesh)).compile()
+    seconds = time.perf_counter() - start
+    # The sizes are those of one device.
+    memory: Any = compiled.memory_analysis()
+    state, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    needed = state + temporary + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    available = available_bytes(mesh)
+    chosen = trees.split(program.abstract.params, trainable(config.optim, program.abstract.params))[0]
+    return Forecast(
+        parameters=trees.count(program.abstract.params),
+        trainable_parameters=trees.count(chosen),
+        flops_per_token=_flops(config, mesh, task, model) / (config.train.batch_size * config.data.max_length),
+        state_gib=state / _GIB,
+        temporary_gib=temporary / _GIB,
+        needed_gib=needed / _GIB,
+        available_gib=None if available is None else available / _GIB,
+        fits=None if available is None else needed <= available,
+        compile_seconds=seconds,
+    )
+
+
+def explain_out_of_memory(error: Exception, config: Config, mesh: Mesh, task: Task, model: Transformer) -> str | None:
+    """Returns one line on a step that did not fit and what would make it smaller; None for any other error."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return None
+    found = forecast(config, mesh, task, model)
+    there = "" if found.available_gib is None else f" of {found.available_gib:.2f}"
+    remedies = ["a smaller train.batch_size", "a larger train.accumulate"]
+    if model.config.remat != "full":
+        remedies.append("model.remat='full'")
+    if model.config.dtype == "float32":
+        remedies.append("model.dtype='bfloat16'")
+    if mesh.size > 1 and mesh.shape["fsdp"] == 1:
+        remedies.append("mesh.shape='fsdp=-1'")
+    return (
+        f"out of memory: a step needs {found.needed_gib:.2f}{there} GiB a device ({found.state_gib:.2f} for the state, "
+        f"{found.temporary_gib:.2f} during a step); less needs {', '.join(remedies)}; --config.dry_run=True "
+        f"shows how much"
+    )
+
+
+def available_bytes(mesh: Mesh) -> int | None:
+    """Returns the memory of one device of a mesh; of a CPU, its share of the machine's."""
+    device = next(iter(mesh.local_mesh.devices.flat))
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // mesh.local_mesh.size
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _flops(config: Config, mesh: Mesh, task: Task, model: Transformer) -> float:
+    """Returns the FLOPs of a step over all devices, counted before XLA optimises anything.
+
+    The counter sees the body of a loop once, so layers and accumulated parts are unrolled for it.
+    """
+    unrolled = model.clone(config=dataclasses.replace(model.config, unroll=0))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=1))
+    program = make_program(config, mesh, task, unrolled)
+    lowered = program.step.lower(program.abstract, _abstract_batch(config, mesh))
+    costs: Any = lowered.cost_analysis()
+    return float(costs["flops"])
+
+
+def _abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes, dtypes and shardings of the batches that `data.batches` makes for a run."""
+    rows, length = config.train.batch_size, config.data.max_length
+    kinds: dict[str, Any] = dict.fromkeys(("token_ids", "attention_mask", "positions"), ((rows, length), jnp.int32))
+    kinds["weight"] = ((rows,), jnp.float32)
+    if config.task.name != "masked_lm":
+        kinds["labels"] = ((rows,), jnp.float32 if config.task.name == "regression" else jnp.int32)
+    where = sharding.by_rows(mesh)
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, (shape, dtype) in kinds.items()}

@@ -1,0 +1,90 @@
+"""What a run will need: exact for what is counted by hand, in the right direction for what the compiler decides."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lepton_jax.config import Config, DataConfig, OptimConfig, TaskConfig, TrainConfig
+from lepton_jax.core import trees
+from lepton_jax.data.batches import evaluation_batches
+from lepton_jax.models.transformer import Transformer, abstract_params
+from lepton_jax.train import forecast as module
+from lepton_jax.train.forecast import explain_out_of_memory, forecast
+
+GIB = 2**30
+LENGTH, ROWS = 12, 16
+
+
+@pytest.fixture
+def make(training):
+    """Returns a function that gives the arguments of `forecast` for a mesh and changes of the tiny model."""
+
+    def make(shape="", optim=OptimConfig(), train=TrainConfig(batch_size=ROWS), **changes):  # noqa: B008
+        setup = training(shape=shape)
+        model = dataclasses.replace(setup.config, **changes)
+        task, data = TaskConfig(mask_rate=0.25), DataConfig(max_length=LENGTH)
+        config = Config(model=model, task=task, data=data, optim=optim, train=train)
+        return config, setup.mesh, setup.task, Transformer(model, "masked_lm")
+
+    return make
+
+
+def test_parameters_state_and_flops_are_those_counted_by_hand(make):
+    config, mesh, task, model = make()
+    found = forecast(config, mesh, task, model)
+    count = trees.count(abstract_params(model))
+    assert found.parameters == found.trainable_parameters == count
+    batch = ROWS * LENGTH * 3 * 4 + ROWS * 4
+    # Parameters and two moments in float32; steps, counts and the random key are a few words.
+    assert 0 <= found.state_gib * GIB - (3 * 4 * count + batch) < 64
+    assert found.needed_gib >= found.state_gib + found.temporary_gib and found.temporary_gib > 0
+    assert found.available_gib and found.fits
+    layer = 4 * 16 * 16 + 2 * 16 * 32 + 2 * LENGTH * 16
+    products = 3 * 2 * (2 * ROWS * LENGTH * layer + ROWS * 3 * (16 * 16 + 16 * 64))
+    assert products < found.flops_per_token * ROWS * LENGTH < 2.5 * products  # norms and softmax weigh much when tiny
+
+
+def test_flops_count_every_layer_and_every_part(make):
+    one, two, four = (forecast(*make(num_layers=depth)).flops_per_token for depth in (1, 2, 4))
+    assert two > 1.2 * one
+    assert four - two == pytest.approx(2 * (two - one), rel=1e-3)
+    parts = forecast(*make(train=TrainConfig(batch_size=ROWS, accumulate=4)))
+    assert parts.flops_per_token == pytest.approx(two, rel=1e-3)
+    assert parts.temporary_gib < forecast(*make(train=TrainConfig(batch_size=8 * ROWS))).temporary_gib
+
+
+def test_sharding_and_freezing_reduce_the_state_of_a_device(make):
+    whole, split = forecast(*make("data=8")), forecast(*make("fsdp=8"))
+    assert split.parameters == whole.parameters and split.flops_per_token == whole.flops_per_token
+    assert split.state_gib < whole.state_gib / 4
+    frozen = forecast(*make("data=8", optim=OptimConfig(frozen=(r"^embeddings/",))))
+    saved = (whole.trainable_parameters - frozen.trainable_parameters) * 2 * 4
+    assert saved == 64 * 16 * 2 * 4 + 2 * 4 * (whole.trainable_parameters - frozen.trainable_parameters - 64 * 16)
+    assert (whole.state_gib - frozen.state_gib) * GIB == pytest.approx(saved, abs=64)
+
+
+def test_what_does_not_fit_says_so(make, monkeypatch):
+    monkeypatch.setattr(module, "available_bytes", lambda mesh: 100_000)
+    arguments = make("data=8")
+    assert forecast(*arguments).fits is False
+    error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
+    text = explain_out_of_memory(error, *arguments)
+    assert text and text.startswith("out of memory: a step needs 0.00 of 0.00 GiB a device") and "\n" not in text
+    assert "model.remat='full', model.dtype='bfloat16', mesh.shape='fsdp=-1'" in text
+    text = explain_out_of_memory(error, *make(remat="full", dtype="bfloat16"))
+    assert text and "remat" not in text and "bfloat16" not in text and "fsdp" not in text
+    assert explain_out_of_memory(RuntimeError("INTERNAL: something else"), *arguments) is None
+
+
+@pytest.mark.parametrize("task", ["masked_lm", "classification", "regression"])
+def test_the_batch_is_the_one_that_data_makes(make, task):
+    config, mesh, *_ = make()
+    config = dataclasses.replace(config, task=TaskConfig(name=task))
+    labels = {"classification": np.zeros(20, np.int32), "regression": np.zeros(20, np.float32)}.get(task)
+    rows = [np.arange(3, 9, dtype=np.int32)] * 20
+    batch = next(evaluation_batches(rows, ROWS, LENGTH, labels=labels, pack=labels is None, pad_id=0))
+    found = module._abstract_batch(config, mesh)
+    assert {name: (leaf.shape, leaf.dtype) for name, leaf in found.items()} == {
+        name: (value.shape, value.dtype) for name, value in batch.items()
+    }
