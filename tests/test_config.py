@@ -227,7 +227,7 @@ CHECKS = {
         "quickstart", {"finetune__model__init": "runs/a"}, {"finetune__model__init": ""},
         "config.finetune.model.init='runs/a': a quickstart starts from its own pretraining"),
     "dry run of a link in a chain": (
-        "quickstart", {"finetune__dry_run": True}, {"dry_run": True},
+        "quickstart", {"finetune__dry_run": True}, {"finetune__dry_run": False},
         "config.finetune.dry_run=True: is for the whole chain; set config.dry_run"),
     "one architecture in a chain": (
         "quickstart", {"pretrain__model__hidden_size": 128}, {"finetune__model__hidden_size": 128},
