@@ -12,19 +12,17 @@ Three rules make a run survive being killed at any moment:
    written or half deleted has another name, is never listed, and is removed when the folder is next opened to write.
 2. Orbax notices no flipped bit and casts silently to another dtype. So every restore first compares the files with
    the manifest's checksums and the wanted arrays with the manifest's types.
+   The newest step that passes is where a run goes on; one that does not is set aside as `200.damaged`.
 3. Saving happens in the background; if it fails, the next `save`, `wait` or `close` raises.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import math
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -34,16 +32,17 @@ import grain.checkpoint
 import jax
 import orbax.checkpoint as ocp
 
+from lepton_jax import manifest as manifests
 from lepton_jax.config import CheckpointConfig
 from lepton_jax.core.errors import UserError
-from lepton_jax.workdir import read_json, write_json
+from lepton_jax.manifest import DamagedError
 
 State = TypeVar("State")
 PyTree = Any
 
-_MANIFEST = "manifest.json"
 _UNFINISHED = "orbax-checkpoint-tmp"  # Orbax's name for a folder that it is still writing
 _DELETED = "deleted"
+_DAMAGED = "damaged"
 
 
 def _not_chatter(record: logging.LogRecord) -> bool:
@@ -120,7 +119,7 @@ class Checkpoints:
         self._manifest = {
             "step": step,
             "metrics": None if metrics is None else {name: float(value) for name, value in metrics.items()},
-            "arrays": _describe({"params": params, **rest}),
+            "arrays": manifests.describe({"params": params, **rest}),
         }
         self._checkpointer.save(
             path,
@@ -150,7 +149,7 @@ class Checkpoints:
         sign = 1 if self._config.best == "loss" else -1
         scores = {}
         for step in self.steps():
-            metrics = _read_manifest(self._folder / str(step), self._advice(step))["metrics"] or {}
+            metrics = manifests.read(self._folder / str(step), self._advice(step))["metrics"] or {}
             value = metrics.get(self._config.best, math.nan)
             if not math.isnan(value):
                 scores[step] = sign * value
@@ -173,6 +172,34 @@ class Checkpoints:
         params, rest = _split(abstract_state)
         restored = self._restore(step, {"params": params, "rest": rest}, data_iterator)
         return dataclasses.replace(abstract_state, params=restored["params"], **restored["rest"])  # pyright: ignore
+
+    def restore_newest(self, abstract_state: State, data_iterator: Any = None) -> tuple[int, State] | None:
+        """Returns the newest saved step that is intact, and its state as `restore` does; None where nothing is saved.
+
+        Newer steps that are damaged are set aside with a warning: their folders get another name.
+
+        Raises:
+          UserError: every step is damaged, and all are left as they are; or an intact one does not fit, see `restore`.
+        """
+        damaged: dict[int, DamagedError] = {}
+        for step in reversed(self.steps()):
+            try:
+                state = self.restore(step, abstract_state, data_iterator)
+            except DamagedError as error:
+                damaged[step] = error
+                continue
+            for other, error in damaged.items():
+                aside = self._folder / f"{other}.{_DAMAGED}"
+                if jax.process_index() == 0:
+                    shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+                    (self._folder / str(other)).rename(aside)
+                absl.logging.warning("%s; it is set aside as %s, and the run goes on from step %d",
+                                     error.args[0].partition(";")[0], aside.name, step)  # fmt: skip
+            ocp.multihost.sync_global_processes("lepton_jax:damaged_checkpoints_set_aside")
+            return step, state
+        if damaged:
+            raise damaged[max(damaged)]
+        return None
 
     def restore_params(self, step: int, abstract_params: PyTree) -> PyTree:
         """Returns the parameters of a saved state; as `restore`, for them alone."""
@@ -204,7 +231,7 @@ class Checkpoints:
             self._checkpointer.close()
 
     def _before_commit(self) -> None:
-        _write_manifest(self._folder / str(self._manifest["step"]), self._manifest)
+        manifests.write(_unfinished(self._folder / str(self._manifest["step"])), self._manifest)
 
     def _delete_old(self) -> None:
         steps = self.steps()
@@ -241,8 +268,8 @@ def save_params(folder: Path, params: PyTree) -> None:
     folder = folder.absolute()
     if folder.exists():
         raise UserError(f"{folder}: is there already; delete it, or choose another folder")
-    manifest = {"step": None, "metrics": None, "arrays": _describe({"params": params})}
-    with _checkpointer(lambda: _write_manifest(folder, manifest)) as checkpointer:
+    manifest = {"step": None, "metrics": None, "arrays": manifests.describe({"params": params})}
+    with _checkpointer(lambda: manifests.write(_unfinished(folder), manifest)) as checkpointer:
         checkpointer.save(folder, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
         checkpointer.wait_until_finished()
 
@@ -269,81 +296,15 @@ def _checkpointer(before_commit: Callable[[], None]) -> ocp.AsyncCheckpointer:
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
 
 
+def _unfinished(path: Path) -> Path:
+    """Returns the folder that Orbax still writes what will be `path` in."""
+    return path.with_name(f"{path.name}.{_UNFINISHED}")
+
+
 def _split(state: Any) -> tuple[PyTree, dict[str, PyTree]]:
     """Returns the parameters of a state, and its other fields that are part of the pytree."""
     fields = [field.name for field in dataclasses.fields(state) if field.metadata.get("pytree_node", True)]
     return state.params, {name: getattr(state, name) for name in fields if name != "params"}
-
-
-def _describe(tree: PyTree) -> dict[str, str]:
-    """Returns path -> type of every array in a tree, such as {"params/head/kernel": "float32[256,2]"}."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-        for path, leaf in leaves
-    }
-
-
-def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Adds every file's size and checksum to the manifest and writes it; `path` is the checkpoint's final name."""
-    part = path.with_name(f"{path.name}.{_UNFINISHED}")
-    names = sorted(file.relative_to(part).as_posix() for file in part.glob("*/**/*") if file.is_file())
-    sizes = [(part / name).stat().st_size for name in names]
-    files = {
-        name: {"bytes": size, "sha256": digest}
-        for name, size, digest in zip(names, sizes, _digests(part, names), strict=True)
-    }
-    manifest = manifest | {"processes": jax.process_count(), "files": files}
-    write_json(part / _MANIFEST, manifest | {"sha256": _manifest_digest(manifest)})
-
-
-def _read_manifest(path: Path, advice: str) -> dict[str, Any]:
-    """Returns the manifest of a checkpoint, or raises a UserError that ends in `advice`."""
-    try:
-        manifest = read_json(path / _MANIFEST)
-        if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _manifest_digest(manifest):
-            raise UserError(f"{path / _MANIFEST}: damaged (its checksum is not its own)")
-    except UserError as error:
-        raise UserError(f"{error}; {advice}") from None
-    return manifest
-
-
-def _manifest_digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _digests(folder: Path, names: list[str]) -> list[str]:
-    """Returns the sha256 of files, several at a time: hashing releases the interpreter's lock."""
-
-    def digest(name: str) -> str:
-        with open(folder / name, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        return list(pool.map(digest, names))
-
-
-def _verify(path: Path, manifest: dict[str, Any], items: set[str], advice: str) -> None:
-    """Raises a UserError for the first file of `items` that is not as it was written."""
-    files = {name: recorded for name, recorded in manifest["files"].items() if name.split("/")[0] in items}
-    for name, recorded in files.items():
-        size = (path / name).stat().st_size if (path / name).is_file() else None
-        if size != recorded["bytes"]:
-            found = "missing" if size is None else f"damaged ({size} bytes instead of {recorded['bytes']})"
-            raise UserError(f"{path / name}: {found}; {advice}")
-    for (name, recorded), digest in zip(files.items(), _digests(path, list(files)), strict=True):
-        if digest != recorded["sha256"]:
-            raise UserError(f"{path / name}: damaged (its checksum is not the one in {_MANIFEST}); {advice}")
-
-
-def _require_match(path: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
-    """Raises a UserError for the first array that is not in both, with the same shape and dtype."""
-    for name in {**wanted, **saved}:
-        if saved.get(name) != wanted.get(name):
-            there, here = saved.get(name, "not there"), wanted.get(name, "not there")
-            raise UserError(
-                f"{path}: {name} is {there} in the checkpoint, {here} in the model; use the config that wrote it"
-            )
 
 
 def _restore(
@@ -354,17 +315,17 @@ def _restore(
     data_iterator: Any = None,
 ) -> dict[str, PyTree]:
     """Returns the items of a checkpoint, after every check; restores `data_iterator` in place where there is one."""
-    manifest = _read_manifest(path, advice)
+    manifest = manifests.read(path, advice)
     # The arrays are described by their path in the state, in which the item "rest" is no level of its own.
-    wanted = _describe({"params": items["params"], **items.get("rest", {})})
+    wanted = manifests.describe({"params": items["params"], **items.get("rest", {})})
     saved = {name: kind for name, kind in manifest["arrays"].items() if "rest" in items or name.startswith("params/")}
-    _require_match(path, saved, wanted)
+    manifests.require_match(path, saved, wanted)
     if data_iterator is not None and manifest["processes"] != jax.process_count():
         raise UserError(
             f"{path}: saved by {manifest['processes']} processes, each with its share of the data; "
             f"go on with as many, not {jax.process_count()}"
         )
-    _verify(path, manifest, {*items, *(["data"] if data_iterator is not None else [])}, advice)
+    manifests.verify(path, manifest, {*items, *(["data"] if data_iterator is not None else [])}, advice)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def placed(leaf: Any) -> jax.ShapeDtypeStruct:

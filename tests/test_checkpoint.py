@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -100,6 +101,10 @@ def saved(folder: Path, steps: tuple[int, ...] = (1,), config: CheckpointConfig 
 def arrays_file(step_folder: Path, item: str = "params") -> Path:
     """Returns the largest file of an item: it holds the arrays."""
     return max((step_folder / item).rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else -1)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_two_steps_and_two_more_are_four_steps_bit_for_bit(tmp_path: Path) -> None:
@@ -213,6 +218,46 @@ def test_a_flipped_bit_is_found(tmp_path: Path, item: str) -> None:
         assert f"delete {tmp_path / '2'} to go on from step 1" in message
         assert iterator.get_state() == position
         assert equal(checkpoints.restore(1, abstract(state), iterator), state)
+
+
+@pytest.mark.parametrize("victim", ["params", "rest", "manifest.json"])
+def test_a_run_goes_on_from_the_newest_step_that_is_intact(tmp_path: Path, victim: str, caplog: Any) -> None:
+    state = saved(tmp_path, (1, 2, 3))
+    originals = contents(tmp_path)
+    for step in (2, 3):
+        path = tmp_path / str(step) / victim if "." in victim else arrays_file(tmp_path / str(step), victim)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    broken = contents(tmp_path)
+    assert sum(broken[name] != originals[name] for name in broken) == 2
+    iterator = make_data()
+    with Checkpoints(tmp_path, KEEP_ALL) as checkpoints, caplog.at_level("WARNING"):
+        found = checkpoints.restore_newest(abstract(state), iterator)
+        assert found is not None and found[0] == 1 and equal(found[1], state)
+        assert checkpoints.steps() == [1]
+        warnings = [record.getMessage() for record in caplog.records]
+        for step in (2, 3):
+            found_line = f"set aside as {step}.damaged, and the run goes on from step 1"
+            line = next(text for text in warnings if found_line in text)
+            assert str(tmp_path / str(step)) in line and "delete" not in line and "\n" not in line
+        assert contents(tmp_path) == {re.sub(r"^([23])/", r"\1.damaged/", name): data for name, data in broken.items()}
+        checkpoints.save(2, state, make_data())
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 2]
+
+
+def test_where_every_step_is_damaged_nothing_is_moved(tmp_path: Path) -> None:
+    state = saved(tmp_path, (1, 2))
+    for step in (1, 2):
+        arrays_file(tmp_path / str(step), "params").write_bytes(b"")
+    before = contents(tmp_path)
+    with Checkpoints(tmp_path, KEEP_ALL) as checkpoints:
+        with pytest.raises(UserError, match=rf"{tmp_path / '2'}/.*damaged \(0 bytes"):
+            checkpoints.restore_newest(abstract(state), make_data())
+        assert contents(tmp_path) == before
+    with Checkpoints(tmp_path / "empty", KEEP_ALL) as checkpoints:
+        assert checkpoints.restore_newest(abstract(state), make_data()) is None
 
 
 def test_every_truncated_or_missing_file_is_found(tmp_path: Path) -> None:
@@ -367,7 +412,7 @@ def test_a_failed_save_raises_and_leaves_the_earlier_steps(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("lepton_jax.checkpoint.write_json", full)
+        patch.setattr("lepton_jax.manifest.write_json", full)
         checkpoints.save(2, make_state(), make_data())
         finishers = {"save": lambda: checkpoints.save(3, make_state(), make_data()), "wait": checkpoints.wait,
                      "close": checkpoints.close}  # fmt: skip

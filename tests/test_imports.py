@@ -15,6 +15,7 @@ FLOORS = (
     {"core"},
     {"config"},
     {"workdir"},
+    {"manifest"},
     {"models", "data", "optim", "compress", "checkpoint", "report"},
     {"tasks", "hub"},
     {"train", "infer"},

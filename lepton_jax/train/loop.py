@@ -79,16 +79,14 @@ def fit(
 
     with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
 
-        def state_after(step: int, data: Any) -> TrainState:
-            if step:
-                return checkpoints.restore(step, abstract, data)
-            return make_state(model, optimizer, config.optim, mesh, config.train.seed, init)
+        def resume(data: Any) -> tuple[int, TrainState]:
+            saved = checkpoints.restore_newest(abstract, data)
+            return saved or (0, make_state(model, optimizer, config.optim, mesh, config.train.seed, init))
 
-        step = start = checkpoints.latest() or 0
-        state = state_after(start, batches)
+        step, state = resume(batches)
         guard = Guard(config.train, workdir)
         guard.start(state.skipped)
-        with watch_sigterm() as asked_to_stop, MetricsLogger(workdir, config.train.steps, start) as logger:
+        with watch_sigterm() as asked_to_stop, MetricsLogger(workdir, config.train.steps, step) as logger:
             tokens = 0
             while step < last:
                 step += 1
@@ -99,9 +97,8 @@ def fit(
                 logger.flush()
                 if guard.goes_back(step, metrics["skipped"], batch):
                     checkpoints.wait()
-                    step = checkpoints.latest() or 0
+                    step, state = resume(None)  # the data stay where they are, past these batches
                     logger.rewind(step, f"the loss or gradient is not finite: back to step {step}, past these batches")
-                    state = state_after(step, None)
                     guard.start(state.skipped)
                     continue
                 if step == 1 or step == last or step % config.train.log_every == 0:

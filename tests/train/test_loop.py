@@ -217,6 +217,21 @@ def test_a_run_that_cannot_go_on_stops_and_leaves_the_batch(make_run, monkeypatc
     assert any((saved["token_ids"] == batch["token_ids"]).all() for batch in seen[2:])
 
 
+def test_a_run_whose_newest_checkpoint_is_damaged_repeats_what_was_lost(make_run, numbers):
+    run = make_run("run", dropout=0.1)
+    wanted, lines = numbers(run.fit().state), run.lines()
+    files = (run.folder / "checkpoints" / "4" / "params").rglob("*")
+    victim = max((path for path in files if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    found = numbers(run.fit().state)
+    assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {"2", "4", "4.damaged"}
+    assert run.lines() == lines
+    for path, value in wanted.items():
+        np.testing.assert_array_equal(value, found[path], err_msg=path)
+
+
 def test_sigterm_is_watched_in_the_main_thread_alone():
     before = signal.getsignal(signal.SIGTERM)
     found = []
