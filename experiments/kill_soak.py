@@ -4,7 +4,7 @@
 
 One run trains undisturbed. The same command in another folder is killed at a random moment, in the midst of start-up,
 steps, or the write of a checkpoint (they are frequent), and given again, `--kills` times; then it may finish. Cost:
-about 20 seconds a kill on two cores.
+about 15 seconds a kill on two cores.
 
 How to read it: `steps lost` are those that a kill undid, at most the ones since the last checkpoint that was complete;
 kills `while saving` left a half-written or half-deleted one behind. `as undisturbed` compares every logged metric and
@@ -60,7 +60,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def main(argv: list[str]) -> None:
     del argv
-    steps = 200 * KILLS.value
+    steps = 130 * KILLS.value
     straight, killed = Path(WORKDIR.value) / "straight", Path(WORKDIR.value) / "killed"
     start = time.perf_counter()
     subprocess.run(command(straight, steps), check=True, stdout=subprocess.DEVNULL)

@@ -57,7 +57,7 @@ def fit(
     init: dict[str, Any] | None = None,
     until: int | None = None,
 ) -> Fitted:
-    """Trains to `config.train.steps` updates, from the newest checkpoint in `workdir` if there is one.
+    """Trains for `config.train.steps` steps in all, from the newest checkpoint in `workdir` if there is one.
 
     Args:
       config: the run's config, `model` resolved.
@@ -67,10 +67,10 @@ def fit(
       batches: endless training batches of this process's rows; a Grain iterator, whose position is saved.
       validation: gives the batches of the validation set anew.
       init: parameters to start from, see `make_state`.
-      until: stop, saved, after this update instead of the last one; the schedule does not change.
+      until: stop, saved, after this step instead of the last one; the schedule does not change.
 
     Raises:
-      Stopped: SIGTERM came, and the state after the update under way is saved.
+      Stopped: SIGTERM came, and the state after the step under way is saved.
       UserError: the loss is not finite, and going back does not help, see `Guard`.
     """
     step_fn, abstract, optimizer = make_program(config, mesh, task, model)
