@@ -60,7 +60,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def main(argv: list[str]) -> None:
     del argv
-    steps = 130 * KILLS.value
+    steps = 200 * KILLS.value
     straight, killed = Path(WORKDIR.value) / "straight", Path(WORKDIR.value) / "killed"
     start = time.perf_counter()
     subprocess.run(command(straight, steps), check=True, stdout=subprocess.DEVNULL)
