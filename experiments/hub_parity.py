@@ -149,7 +149,9 @@ def compare(case: Case, head: str, folder: Path) -> dict[str, Any]:
     ours = jax.jit(apply)(bundle.params)
     if len(ours["hidden_states"]) != len(out.hidden_states):
         raise ValueError(f"{len(ours['hidden_states'])} hidden states here, {len(out.hidden_states)} there")
-    states = zip(ours["hidden_states"], out.hidden_states, strict=True)
+    states = [*zip(ours["hidden_states"], out.hidden_states, strict=True), (ours["hidden"], out.hidden_states[-1])]
+    if "last_hidden_state" in out:
+        states.append((ours["hidden"], out.last_hidden_state))
     found: dict[str, Any] = {"hidden": max(_relative(own, other, real) for own, other in states)}
     key = "logits" if "logits" in out else "last_hidden_state"
     if key == "logits":

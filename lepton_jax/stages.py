@@ -195,27 +195,28 @@ def convert(config: ConvertConfig, folder: Path) -> Summary:
 
 
 def dry_run(config: Config | QuickstartConfig, meshes: Sequence[Mesh]) -> Summary:
-    """Returns what each training of a config needs (`Forecast`), compiled for its mesh; nothing is read or written.
+    """Returns what each training of a config needs (`Forecast`), compiled for its mesh. Nothing is written.
 
-    Where the data would decide, a tokenizer of `data.tokenizer_size` and two labels are assumed.
+    No data are read: where the data would decide, a tokenizer of `data.tokenizer_size` and two labels are assumed.
     """
     summary: Summary = {}
     for (_, each), mesh in zip(runs(config), meshes, strict=True):
-        task, model = each.task, each.model
-        if model.init:
-            model = _inherit(each, hub.load(model.init, cache=each.data.cache).config)
-        size = model.vocab_size or -(-each.data.tokenizer_size // 64) * 64
-        head = "masked_lm" if task.name == "masked_lm" else "classification"
-        labels = ("0", "1") if task.name == "classification" else ()
-        card = hub.Card(dataclasses.replace(model, vocab_size=size), head, task, each.data.max_length, labels)
-        modules = Transformer(card.model, card.head, card.num_outputs)
-        found = forecast(each, mesh, make_task(task, _Specials(size), len(labels)), modules)
+        if each.model.init:
+            model = _inherit(each, hub.load(each.model.init, cache=each.data.cache).config)
+            each = dataclasses.replace(each, model=model)
+        tokenizer: Any = _AssumedTokenizer(each.model.vocab_size or each.data.tokenizer_size)
+        if each.data.tokenizer not in ("unigram", "bpe") and not each.model.vocab_size:
+            tokenizer = tokenizers.from_config(each.data, ())
+        labels = ("0", "1") if each.task.name == "classification" else ()
+        card = _card(each, "masked_lm" if each.task.name == "masked_lm" else "classification", tokenizer, labels)
+        model = Transformer(card.model, card.head, card.num_outputs)
+        found = forecast(each, mesh, make_task(each.task, tokenizer, len(labels)), model)
         summary |= {f"{each.stage}.{name}": value for name, value in dataclasses.asdict(found).items()}
     return summary
 
 
 @dataclasses.dataclass(frozen=True)
-class _Specials:
+class _AssumedTokenizer:
     """What an objective asks of a tokenizer, for one that is not there yet."""
 
     vocab_size: int

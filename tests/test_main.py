@@ -260,6 +260,13 @@ def test_inference_refuses_a_truncated_model(quickstart, tmp_path, where):
     assert "\n" not in str(caught.value) and contents(folder) == before
 
 
+def test_a_dry_run_prints_its_table_and_nothing_of_a_folder(recipe, tmp_path):
+    done = command(f"--config={recipe('pretrain')}", f"--workdir={tmp_path}/run", "--config.dry_run=True")
+    assert done.returncode == 0, done.stderr
+    assert "needed gib" in done.stdout and "flops per token" in done.stdout and "report.html" not in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
 def test_sigterm_ends_with_code_0_and_the_command_goes_on(recipe, tmp_path):
     file, folder = recipe("pretrain", train__steps=100_000, train__log_every=1), tmp_path / "run"
     line = [sys.executable, "-m", "lepton_jax.main", f"--config={file}", f"--workdir={folder}"]

@@ -126,9 +126,8 @@ class Transformer(nn.Module):
         if positions is None:
             positions = default_positions(token_ids, config.position_offset)
         embeddings = Embeddings(config, name="embeddings")
-        x_BxTxD = embeddings(token_ids, positions, token_type_ids)
-        x_BxTxD = nn.Dropout(config.dropout, deterministic=not train)(x_BxTxD)
-        first_BxTxD = x_BxTxD
+        first_BxTxD = embeddings(token_ids, positions, token_type_ids)
+        first_BxTxD = nn.Dropout(config.dropout, deterministic=not train)(first_BxTxD)
         x_BxTxD, states_LxBxTxD = self._layers(first_BxTxD, segments_BxT, positions, train, keep=hidden_states)
         x_BxTxD = make_norm(config, "final_norm")(x_BxTxD) if config.norm_position == "pre" else x_BxTxD
 

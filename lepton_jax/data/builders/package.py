@@ -16,17 +16,29 @@ from lepton_jax.data.identity import normalise, split_of
 class PackageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A TFDS set made from the archive of one registry package.
 
-    A subclass names the package, gives its features in `_info` and its rows in `rows`. Rows whose `text`
-    repeats an earlier one are left out; if `label` is among the features, so are all rows of a text that
-    occurs with two labels. A split is a function of the text alone (`identity.split_of`).
+    A subclass names the package, gives its rows in `rows`, and what they hold besides text in `_features`. Rows
+    whose `text` repeats an earlier one are left out; if `label` is among the features, so are all rows of a text
+    that occurs with two labels. A split is a function of the text alone (`identity.split_of`).
     """
 
     PACKAGE: ClassVar[tuple[str, str, str]]  # name, version, sha256
     SHARES: ClassVar[dict[str, float]]  # split -> share of the texts
+    HOMEPAGE: ClassVar[str]
 
     def __init__(self, *, cache: str = "", **kwargs: Any):
         self._cache = cache
         super().__init__(**kwargs)
+
+    def _features(self) -> dict[str, Any]:
+        return {"text": tfds.features.Text()}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = self._features()
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("text", "label") if "label" in features else None,
+            homepage=self.HOMEPAGE,
+        )
 
     @abc.abstractmethod
     def rows(self, archive: Path) -> Iterator[dict[str, Any]]:
