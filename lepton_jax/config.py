@@ -137,7 +137,8 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    shape: str = "data=-1"  # sizes of the axes data, fsdp, tensor; one may be -1: all devices that are left
+    # Sizes of the axes data, fsdp, tensor, sequence; one may be -1: all devices that are left. "auto": what fits.
+    shape: str = "data=-1"
 
 
 @dataclasses.dataclass(frozen=True)

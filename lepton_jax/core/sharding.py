@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lepton_jax.core import trees
 from lepton_jax.core.errors import UserError, nearest
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence")
 ROW_AXES = ("data", "fsdp")  # the axes over which the rows of a batch are split
 Rules: TypeAlias = Sequence[tuple[str, tuple[str | None, ...]]]
 
@@ -100,3 +100,39 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Places this process's rows of a batch: leading axes of all processes joined, split over the mesh's rows."""
     sharding = by_rows(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def constrain(x: jax.Array, mesh: Mesh | None, *axes: Any) -> jax.Array:
+    """Says where an activation lies: one mesh axis, tuple of them, or None for each axis of x. Without a mesh: x."""
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
+
+def spread(table: Any, mesh: Mesh | None) -> Any:
+    """Returns a table [V, E] as [row shards, sequence shards, V, E]: a copy for each part of a batch. Without a mesh: it.
+
+    A table that is used twice, by the embeddings and by a tied head, has a gradient from both. Of the copies these add
+    up on each device, and are summed over devices once; XLA would otherwise sum each of them.
+    """
+    if mesh is None:
+        return table
+    parts = (row_shards(mesh), mesh.shape["sequence"])
+    return jax.tree.map(
+        lambda leaf: constrain(
+            jnp.broadcast_to(leaf[None, None], (*parts, *leaf.shape)), mesh, ROW_AXES, "sequence", "tensor", None
+        ),
+        table,
+    )
+
+
+def by_parts(fn: Callable[[jax.Array, Any], jax.Array], x: jax.Array, spread_table: Any, mesh: Mesh | None) -> jax.Array:
+    """Returns fn(x, table) [B, T, ...] for x [B, T, ...]: each part of x with its copy of a table, see `spread`."""
+    if mesh is None:
+        return fn(x, spread_table)
+    B, T = x.shape[:2]
+    rows, pieces = row_shards(mesh), mesh.shape["sequence"]
+    if T % pieces:  # every device of a sequence computes all of it
+        spread_table, pieces = jax.tree.map(lambda leaf: leaf[:, :1], spread_table), 1
+    parts = x.reshape(rows, B // rows, pieces, T // pieces, *x.shape[2:]).swapaxes(1, 2)
+    parts = constrain(parts, mesh, ROW_AXES, "sequence" if pieces > 1 else None)
+    y = jax.vmap(jax.vmap(fn))(parts, spread_table)
+    return y.swapaxes(1, 2).reshape(B, T, *y.shape[4:])

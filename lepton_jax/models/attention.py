@@ -11,10 +11,12 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from lepton_jax.config import ModelConfig
+from lepton_jax.core.sharding import ROW_AXES, constrain
 from lepton_jax.models import relative
-from lepton_jax.models.layers import Linear
+from lepton_jax.models.layers import Linear, together
 
 
 class Context(flax.struct.PyTreeNode):
@@ -24,6 +26,7 @@ class Context(flax.struct.PyTreeNode):
     angles_BxTxR: jax.Array | None = None  # of rotary positions, R = K / 2
     local_angles_BxTxR: jax.Array | None = None  # ... in local layers
     relative_PxD: jax.Array | None = None  # embeddings of the relative positions -P/2 .. P/2 - 1
+    mesh: Mesh | None = flax.struct.field(pytree_node=False, default=None)
 
 
 def attention(
@@ -36,6 +39,7 @@ def attention(
     window: jax.Array | int | None = None,
     bias_BxHxTxS: jax.Array | None = None,
     scale: float | None = None,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """Softmax attention within segments (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
 
@@ -52,6 +56,9 @@ def attention(
       [B, T, H, K] in the dtype of q; logits and softmax are computed in float32.
     """
     T = q_BxTxHxK.shape[1]
+    spread_q, spread_k = (ROW_AXES, "sequence", "tensor", None), (ROW_AXES, None, "tensor", None)
+    q_BxTxHxK, k_BxSxHxK, v_BxSxHxK = (constrain(x, mesh, *spread_q) for x in (q_BxTxHxK, k_BxSxHxK, v_BxSxHxK))
+    k_BxSxHxK, v_BxSxHxK = constrain(k_BxSxHxK, mesh, *spread_k), constrain(v_BxSxHxK, mesh, *spread_k)
     logits_BxHxTxS = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxSxHxK, preferred_element_type=jnp.float32)
     logits_BxHxTxS = logits_BxHxTxS * (1 / math.sqrt(q_BxTxHxK.shape[-1]) if scale is None else scale)
     if bias_BxHxTxS is not None:
@@ -63,8 +70,10 @@ def attention(
         seen &= distance_TxS >= 0 if causal else True
         seen &= jnp.abs(distance_TxS) <= window if window is not None else True
     # A finite value: with -inf, a row without any key would be NaN, and the softmax's gradient has 0 * inf.
-    weights_BxHxTxS = nn.softmax(jnp.where(seen, logits_BxHxTxS, -1e30), axis=-1).astype(v_BxSxHxK.dtype)
-    return jnp.einsum("bhts,bshk->bthk", weights_BxHxTxS, v_BxSxHxK)
+    logits_BxHxTxS = constrain(jnp.where(seen, logits_BxHxTxS, -1e30), mesh, ROW_AXES, "tensor", "sequence", None)
+    weights_BxHxTxS = nn.softmax(logits_BxHxTxS, axis=-1).astype(v_BxSxHxK.dtype)
+    weights_BxHxTxS = constrain(weights_BxHxTxS, mesh, ROW_AXES, "tensor", "sequence", None)
+    return constrain(jnp.einsum("bhts,bshk->bthk", weights_BxHxTxS, v_BxSxHxK), mesh, *spread_q)
 
 
 def rotary_angles(positions_BxT: jax.Array, head_size: int, base: float) -> jax.Array:
@@ -96,7 +105,9 @@ class SelfAttention(nn.Module):
         B, T, D = x_BxTxD.shape
         H, K = config.num_heads, D // config.num_heads
         query, key, value = (Linear(config, D, config.bias, name=name) for name in ("query", "key", "value"))
-        q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = (layer(x_BxTxD).reshape(B, T, H, K) for layer in (query, key, value))
+        q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = (
+            y_BxTxD.reshape(B, T, H, K) for y_BxTxD in together((query, key, value), x_BxTxD, context.mesh)
+        )
 
         if (angles_BxTxR := context.angles_BxTxR) is not None:
             if local is not None and context.local_angles_BxTxR is not None:
@@ -124,5 +135,7 @@ class SelfAttention(nn.Module):
             window=None if local is None else jnp.where(local, config.local_window, T),
             bias_BxHxTxS=bias_BxHxTxS,
             scale=scale,
+            mesh=context.mesh,
         )
-        return Linear(config, D, config.bias, name="output")(y_BxTxHxK.reshape(B, T, D))
+        output = Linear(config, D, config.bias, name="output")
+        return together([output], y_BxTxHxK.reshape(B, T, D), context.mesh)[0]

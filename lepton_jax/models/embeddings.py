@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from lepton_jax.config import ModelConfig
+from lepton_jax.core.sharding import by_parts, spread
 from lepton_jax.core.weights import take
 from lepton_jax.models.layers import Linear, make_norm, weight
 
@@ -21,12 +21,14 @@ class Embeddings(nn.Module):
     """
 
     config: ModelConfig
+    mesh: Mesh | None = None
 
     def setup(self) -> None:
         config = self.config
         size = config.embedding_size or config.hidden_size
         init = nn.initializers.truncated_normal(config.initializer_range)
         self.token = weight(self, "token", init, (config.vocab_size, size))
+        self.table = spread(self.token, self.mesh)  # that a tied head multiplies by, see `by_parts`
         if config.positions == "learned":
             self.position = weight(self, "position", init, (config.max_positions, size))
         if config.type_vocab_size:
@@ -40,7 +42,7 @@ class Embeddings(nn.Module):
         self, token_ids_BxT: jax.Array, positions_BxT: jax.Array, token_type_ids_BxT: jax.Array | None
     ) -> jax.Array:
         config = self.config
-        x_BxTxE = take(self.token, token_ids_BxT)
+        x_BxTxE = by_parts(lambda ids, table: take(table, ids), token_ids_BxT, self.table, self.mesh)
         if config.positions == "learned":
             x_BxTxE = x_BxTxE + take(self.position, positions_BxT + config.position_offset)
         if config.type_vocab_size:
@@ -49,10 +51,6 @@ class Embeddings(nn.Module):
         x_BxTxE = self.norm(x_BxTxE) if config.embedding_norm else x_BxTxE
         x_BxTxE = x_BxTxE.astype(config.dtype)
         return self.project(x_BxTxE) if config.embedding_size else x_BxTxE
-
-    def table(self) -> Any:
-        """Returns the token embedding table [V, E], an array or a Weight."""
-        return self.token
 
 
 def default_positions(token_ids_BxT: jax.Array, offset: int) -> jax.Array:

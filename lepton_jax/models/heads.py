@@ -7,8 +7,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from lepton_jax.config import ModelConfig
+from lepton_jax.core.sharding import ROW_AXES, by_parts, constrain
 from lepton_jax.core.weights import dot
 from lepton_jax.models.layers import Linear, Transform, weight
 
@@ -21,21 +23,24 @@ class LanguageModelHead(nn.Module):
     """
 
     config: ModelConfig
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(self, x_BxNxD: jax.Array, table: Any) -> jax.Array:
+        """Returns the scores [B, N, V]; `table` is the embeddings', as `spread` gives it."""
         config = self.config
         size = config.embedding_size or config.hidden_size
         if config.head_transform:
             x_BxNxD = Transform(config, size, config.head_activation, norm=True, name="transform")(x_BxNxD)
-        if config.tied_head:
-            kernel = table.T
-        else:
-            init = nn.initializers.truncated_normal(config.initializer_range)
-            kernel = weight(self, "kernel", init, (x_BxNxD.shape[-1], config.vocab_size))
         zeros = nn.initializers.zeros
         bias = self.param("bias", zeros, (config.vocab_size,), jnp.float32) if config.output_bias else None
-        return dot(x_BxNxD, kernel, bias)
+        if config.tied_head:
+            logits = by_parts(lambda x, table: dot(x, table.T, bias), x_BxNxD, table, self.mesh)
+        else:
+            init = nn.initializers.truncated_normal(config.initializer_range)
+            logits = dot(x_BxNxD, weight(self, "kernel", init, (x_BxNxD.shape[-1], config.vocab_size)), bias)
+        split = self.mesh is not None and x_BxNxD.shape[1] % self.mesh.shape["sequence"] == 0
+        return constrain(logits, self.mesh, ROW_AXES, "sequence" if split else None, "tensor")
 
 
 class OutputHead(nn.Module):

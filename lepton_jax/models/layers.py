@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from lepton_jax.config import ModelConfig
-from lepton_jax.core.weights import dot
+from lepton_jax.core.weights import Weight, dot
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -42,11 +43,31 @@ class Linear(nn.Module):
     bias: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def parameters(self, size: int) -> tuple[Any, jax.Array | None]:
+        """Returns kernel and bias for inputs of a size."""
         init = nn.initializers.truncated_normal(self.config.initializer_range)
-        kernel = weight(self, "kernel", init, (x.shape[-1], self.features))
+        kernel = weight(self, "kernel", init, (size, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.bias else None
-        return dot(x, kernel, bias)
+        return kernel, bias
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return dot(x, *self.parameters(x.shape[-1]))
+
+
+def together(layers: Sequence[Linear], x_BxTxD: jax.Array, mesh: Mesh | None) -> list[jax.Array]:
+    """Applies layers of equal shape to one input [B, T, D].
+
+    Where their columns are spread over `tensor` they become one product: XLA otherwise adds up the gradient of x over
+    the devices once a layer. Nor are B and T made one axis, as `dot` does: T may be spread over `sequence`.
+    """
+    pairs = [layer.parameters(x_BxTxD.shape[-1]) for layer in layers]
+    kernels = [kernel for kernel, _ in pairs]
+    alone = mesh is None or mesh.shape["tensor"] == mesh.shape["sequence"] == 1
+    if alone or any(isinstance(kernel, Weight) for kernel in kernels):
+        return [dot(x_BxTxD, *pair) for pair in pairs]
+    kernel_DxNxF = jnp.stack(kernels, axis=1).astype(x_BxTxD.dtype)
+    ys = jnp.moveaxis(jnp.einsum("btd,dnf->btnf", x_BxTxD, kernel_DxNxF), 2, 0)
+    return [y if bias is None else y + bias.astype(y.dtype)[None, None, :] for y, (_, bias) in zip(ys, pairs, strict=True)]
 
 
 class Transform(nn.Module):

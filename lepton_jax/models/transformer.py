@@ -7,8 +7,10 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from lepton_jax.config import ModelConfig
+from lepton_jax.core.sharding import ROW_AXES, constrain
 from lepton_jax.models.attention import Context, SelfAttention, rotary_angles
 from lepton_jax.models.embeddings import Embeddings, default_positions
 from lepton_jax.models.feed_forward import FeedForward
@@ -44,7 +46,7 @@ class Block(nn.Module):
         for name, layer in (("attention", SelfAttention(config, name="attention")),
                             ("feed_forward", FeedForward(config, name="feed_forward"))):  # fmt: skip
             norm = make_norm(config, f"{name}_norm")
-            arguments: Any = (context, kind.get("local")) if name == "attention" else ()
+            arguments: Any = (context, kind.get("local")) if name == "attention" else (context.mesh,)
             if config.norm_position == "pre":
                 normed_BxTxD = norm(x_BxTxD)
                 if name == "attention" and "first" in kind:
@@ -52,6 +54,7 @@ class Block(nn.Module):
                 x_BxTxD = x_BxTxD + dropout(layer(normed_BxTxD, *arguments))
             else:
                 x_BxTxD = norm(x_BxTxD + dropout(layer(x_BxTxD, *arguments)))
+        x_BxTxD = constrain(x_BxTxD, context.mesh, ROW_AXES, "sequence", None)
         return x_BxTxD, x_BxTxD if self.keep else None
 
 
@@ -88,6 +91,12 @@ class Transformer(nn.Module):
     config: ModelConfig
     head: Head = "none"
     num_outputs: int = 0  # classes of a text or token; 1 for regression
+    mesh: Mesh | None = None  # see `on`; without one XLA puts activations where it likes
+
+    def on(self, mesh: Mesh) -> Transformer:
+        """Returns the model that spreads its activations over a mesh: rows over `data` and `fsdp`, positions over
+        `sequence`, heads, the inner features of feed-forward layers and vocabularies over `tensor`."""
+        return self.clone(mesh=mesh if mesh.size > 1 else None)
 
     @nn.compact
     def __call__(
@@ -125,9 +134,10 @@ class Transformer(nn.Module):
         segments_BxT = jnp.ones((B, T), jnp.int32) if attention_mask is None else attention_mask.astype(jnp.int32)
         if positions is None:
             positions = default_positions(token_ids, config.position_offset)
-        embeddings = Embeddings(config, name="embeddings")
+        embeddings = Embeddings(config, self.mesh, name="embeddings")
         first_BxTxD = embeddings(token_ids, positions, token_type_ids)
         first_BxTxD = nn.Dropout(config.dropout, deterministic=not train)(first_BxTxD)
+        first_BxTxD = constrain(first_BxTxD, self.mesh, ROW_AXES, "sequence", None)
         x_BxTxD, states_LxBxTxD = self._layers(first_BxTxD, segments_BxT, positions, train, keep=hidden_states)
         x_BxTxD = make_norm(config, "final_norm")(x_BxTxD) if config.norm_position == "pre" else x_BxTxD
 
@@ -136,7 +146,7 @@ class Transformer(nn.Module):
             out["hidden_states"] = jnp.concatenate([first_BxTxD[None], states_LxBxTxD[:-1], x_BxTxD[None]])
         if self.head in ("masked_lm", "causal_lm"):
             x_BxNxD = x_BxTxD if predict is None else jnp.take_along_axis(x_BxTxD, predict[:, :, None], axis=1)
-            out["logits"] = LanguageModelHead(config, name="head")(x_BxNxD, embeddings.table())
+            out["logits"] = LanguageModelHead(config, self.mesh, name="head")(x_BxNxD, embeddings.table)
         elif self.head == "replaced_token":
             out["logits"] = ReplacedTokenHead(config, name="head")(x_BxTxD)
         elif self.head == "token_classification":
@@ -154,7 +164,7 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         """Returns the hidden states after all blocks [B, T, D] and, if `keep`, after each [num_layers, B, T, D]."""
         config = self.config
-        context = Context(segments_BxT)
+        context = Context(segments_BxT, mesh=self.mesh)
         if config.positions == "rotary":
             size = config.hidden_size // config.num_heads
             context = context.replace(angles_BxTxR=rotary_angles(positions, size, config.rotary_base))
@@ -214,7 +224,7 @@ class RelativeEmbeddings(nn.Module):
 
 def init_params(model: Transformer, key: jax.Array) -> dict[str, Any]:
     """Returns freshly initialised parameters: nested dicts of float32 arrays."""
-    variables: Any = model.init(key, jnp.zeros((1, 2), jnp.int32))
+    variables: Any = model.clone(mesh=None).init(key, jnp.zeros((1, 2), jnp.int32))
     return variables["params"]
 
 

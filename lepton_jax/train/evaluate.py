@@ -27,7 +27,7 @@ def make_evaluate(task: Task, model: Transformer, mesh: Mesh, seed: int = 0) -> 
 
     @jax.jit
     def metrics_of(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> Metrics:
-        return task.loss(model, params, batch, key, train=False)[1]
+        return task.loss(model.on(mesh), params, batch, key, train=False)[1]
 
     def evaluate(params: Any, batches: Iterable[dict[str, np.ndarray]]) -> dict[str, float]:
         key = jax.random.key(seed)

@@ -119,5 +119,5 @@ def make_program(config: Config, mesh: Mesh, task: Task, model: Transformer) -> 
     optimizer = make_optimizer(config.optim, schedule)
     abstract = abstract_state(model, optimizer, config.optim, mesh)
     chosen = trainable(config.optim, abstract.params)
-    step = make_train_step(task, model, optimizer, schedule, chosen, config.train.accumulate)
+    step = make_train_step(task, model.on(mesh), optimizer, schedule, chosen, config.train.accumulate)
     return Program(jit_train_step(step, abstract, mesh), abstract, optimizer)

@@ -13,11 +13,12 @@ from lepton_jax.core.errors import UserError
 @pytest.mark.parametrize(
     ("shape", "sizes"),
     [
-        ("data=-1", (8, 1, 1)),
+        ("data=-1", (8, 1, 1, 1)),
         ("", None),
-        ("data=2,fsdp=4", (2, 4, 1)),
-        ("fsdp=-1, tensor=2", (1, 4, 2)),
-        ("data=2,fsdp=2,tensor=2", (2, 2, 2)),
+        ("data=2,fsdp=4", (2, 4, 1, 1)),
+        ("fsdp=-1, tensor=2", (1, 4, 2, 1)),
+        ("data=2,fsdp=2,tensor=2", (2, 2, 2, 1)),
+        ("data=2,sequence=-1", (2, 1, 1, 4)),
     ],
 )
 def test_mesh_shapes(shape, sizes):

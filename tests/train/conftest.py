@@ -51,7 +51,7 @@ class Training:
 
     @functools.cached_property
     def model(self):
-        return Transformer(self.config, self.task.head, self.task.num_outputs)
+        return Transformer(self.config, self.task.head, self.task.num_outputs).on(self.mesh)
 
     @functools.cached_property
     def schedule(self):
