@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -35,10 +36,11 @@ from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.infer.metrics import classification_metrics, regression_metrics
 from lepton_jax.infer.predictor import Prediction, Predictor, speedup
 from lepton_jax.models.transformer import Transformer
-from lepton_jax.tasks import make_task
+from lepton_jax.tasks import Task, make_task
+from lepton_jax.train import layout
 from lepton_jax.train.forecast import explain_out_of_memory, forecast
 from lepton_jax.train.logging import read_metrics
-from lepton_jax.train.loop import check_batch, fit
+from lepton_jax.train.loop import check_mesh, fit
 
 Summary = dict[str, Any]
 
@@ -54,14 +56,14 @@ def run(config: Config | QuickstartConfig | ConvertConfig, folder: str | Path) -
     """
     folder = Path(folder)
     meshes = []
+    _keep_compiled(config.cache if isinstance(config, ConvertConfig) else runs(config)[0][1].data.cache)
     for where, each in runs(config):  # every check that needs no data, before any of them writes or trains
-        mesh = sharding.make_mesh(each.mesh.shape)
-        check_batch(each, mesh, where)
+        mesh = _make_mesh(each, where)
+        check_mesh(each, mesh, where)
         meshes.append(mesh)
     if not isinstance(config, ConvertConfig) and config.dry_run:
         return dry_run(config, meshes)
     workdir.claim(folder, config)
-    _keep_compiled(config.cache if isinstance(config, ConvertConfig) else runs(config)[0][1].data.cache)
     if (folder / "summary.json").exists():
         return workdir.read_json(folder / "summary.json")
     start = time.perf_counter()
@@ -148,13 +150,18 @@ def finetune(config: Config, folder: Path, mesh: Mesh) -> Summary:
             lack = "no tokenizer" if init.tokenizer is None else f"{init.card.weights} weights; training needs float32"
             raise UserError(f"config.model.init={config.model.init!r}: holds {lack}")
         tokenizer, config = init.tokenizer, dataclasses.replace(config, model=_inherit(config, init.config))
+        vocab_size = -(-init.config.vocab_size // mesh.shape["tensor"]) * mesh.shape["tensor"]
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
     card = _card(config, "classification", tokenizer, labels)
     card = dataclasses.replace(card, source=init.card.source if init else None)
     rows, targets = {}, {}
     for name, part in (("train", data.train), ("validation", data.validation)):
         rows[name] = batches.encode_examples(tokenizer, part.texts, card.max_length)
         targets[name] = _targets(part, labels)
-    start = {name: part for name, part in init.params.items() if name not in init.initialised} if init else None
+    start = None
+    if init:
+        start = {name: part for name, part in init.params.items() if name not in init.initialised}
+        start["embeddings"] = _pad_vocabulary(start["embeddings"], config.model.vocab_size)
     bundle = _fit(config, folder, mesh, card, tokenizer, rows, targets, start)
 
     held_out = "test" if len(data.test) else "validation"
@@ -201,18 +208,37 @@ def dry_run(config: Config | QuickstartConfig, meshes: Sequence[Mesh]) -> Summar
     """
     summary: Summary = {}
     for (_, each), mesh in zip(runs(config), meshes, strict=True):
-        if each.model.init:
-            model = _inherit(each, hub.load(each.model.init, cache=each.data.cache).config)
-            each = dataclasses.replace(each, model=model)
-        tokenizer: Any = _AssumedTokenizer(each.model.vocab_size or each.data.tokenizer_size)
-        if each.data.tokenizer not in ("unigram", "bpe") and not each.model.vocab_size:
-            tokenizer = tokenizers.from_config(each.data, ())
-        labels = ("0", "1") if each.task.name == "classification" else ()
-        card = _card(each, "masked_lm" if each.task.name == "masked_lm" else "classification", tokenizer, labels)
-        model = Transformer(card.model, card.head, card.num_outputs)
-        found = forecast(each, mesh, make_task(each.task, tokenizer, len(labels)), model)
+        each, task, model = _assume(each)
+        found = forecast(each, mesh, task, model)
+        shape = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
         summary |= {f"{each.stage}.{name}": value for name, value in dataclasses.asdict(found).items()}
+        summary[f"{each.stage}.mesh"] = shape
     return summary
+
+
+def _make_mesh(config: Config, where: str) -> Mesh:
+    """Returns the mesh that a config describes, over all devices; "auto" is resolved, and the reason printed."""
+    shape = config.mesh.shape
+    if shape == layout.AUTO:
+        assumed, task, model = _assume(config)
+        shape, reason = layout.choose(assumed, task, model, jax.devices(), where)
+        if jax.process_index() == 0:
+            print(reason)
+    return sharding.make_mesh(shape)
+
+
+def _assume(config: Config) -> tuple[Config, Task, Transformer]:
+    """Returns (config, task, model) of a run before its data are read, as far as the config tells, see `dry_run`."""
+    if config.model.init:
+        base = hub.load(config.model.init, cache=config.data.cache).config
+        config = dataclasses.replace(config, model=_inherit(config, base))
+    tokenizer: Any = _AssumedTokenizer(config.model.vocab_size or config.data.tokenizer_size)
+    if config.data.tokenizer not in ("unigram", "bpe") and not config.model.vocab_size:
+        tokenizer = tokenizers.from_config(config.data, ())
+    labels = ("0", "1") if config.task.name == "classification" else ()
+    card = _card(config, "masked_lm" if config.task.name == "masked_lm" else "classification", tokenizer, labels)
+    model = Transformer(card.model, card.head, card.num_outputs)
+    return config, make_task(config.task, tokenizer, len(labels)), model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +303,7 @@ def _fit(
         raise UserError(
             "data.validation: there is no example to validate on; name a source, or set data.validation_share above 0"
         )
+    check_mesh(dataclasses.replace(config, model=card.model), mesh)
     hub.describe(folder, card, tokenizer)
     model = Transformer(card.model, card.head, card.num_outputs)
     shard: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -308,6 +335,12 @@ def _fit(
             raise UserError(explanation) from error
         raise
     return hub.Bundle(model, fitted.params, tokenizer, card)
+
+
+def _pad_vocabulary(embeddings: dict[str, Any], size: int) -> dict[str, Any]:
+    """Returns embeddings whose token table has `size` rows, the new ones 0: devices share a vocabulary evenly."""
+    table = embeddings["token"]
+    return embeddings | {"token": jnp.pad(table, ((0, size - table.shape[0]), (0, 0)))}
 
 
 def _targets(examples: Examples, labels: tuple[str, ...]) -> np.ndarray:

@@ -70,10 +70,10 @@ def parse(text: str) -> list[Collective]:
                     calls[name].append((called.strip().lstrip("%"), times, condition[1] if condition else None))
 
     def collect(name: str) -> list[Collective]:
-        total = list(found[name])
-        for called, times, condition in calls[name]:
+        total = list(found.get(name, ()))
+        for called, times, condition in calls.get(name, ()):
             inner = collect(called)
-            if inner and times is None and condition and len(bounds[condition]) == 1:
+            if inner and times is None and condition and len(bounds.get(condition, ())) == 1:
                 times = bounds[condition][0]  # a scan counts from 0 up to the one constant of its condition
             if inner and times is None:
                 raise ValueError(f"a loop over {called} holds collectives, and how often it runs is not known")
@@ -87,7 +87,7 @@ def _collective(result: str, kind: str, rest: str) -> Collective:
     """Returns the collective of one line: its result's type, its name and what follows."""
     group = _group_size(rest)
     started, kind = kind.endswith("-start"), kind.removesuffix("-start")
-    sizes = [math.prod(map(int, filter(None, shape.split(",")))) * _width(dtype)
+    sizes = [int(math.prod(map(int, filter(None, shape.split(",")))) * _width(dtype))
              for dtype, shape in _SHAPE.findall(result)]  # fmt: skip
     if started and kind in ("all-gather", "collective-permute", "reduce-scatter"):
         sizes = sizes[len(sizes) // 2 :] if kind != "collective-permute" else sizes[1:2]  # (operands, results, ...)

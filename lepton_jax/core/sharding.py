@@ -108,10 +108,11 @@ def constrain(x: jax.Array, mesh: Mesh | None, *axes: Any) -> jax.Array:
 
 
 def spread(table: Any, mesh: Mesh | None) -> Any:
-    """Returns a table [V, E] as [row shards, sequence shards, V, E]: a copy for each part of a batch. Without a mesh: it.
+    """Returns a table [V, E] as [row shards, sequence shards, V, E]: a copy for each part of a batch.
 
     A table that is used twice, by the embeddings and by a tied head, has a gradient from both. Of the copies these add
     up on each device, and are summed over devices once; XLA would otherwise sum each of them.
+    Without a mesh the table stays what it is.
     """
     if mesh is None:
         return table
@@ -124,15 +125,15 @@ def spread(table: Any, mesh: Mesh | None) -> Any:
     )
 
 
-def by_parts(fn: Callable[[jax.Array, Any], jax.Array], x: jax.Array, spread_table: Any, mesh: Mesh | None) -> jax.Array:
+def by_parts(fn: Callable[[jax.Array, Any], jax.Array], x: jax.Array, tables: Any, mesh: Mesh | None) -> jax.Array:
     """Returns fn(x, table) [B, T, ...] for x [B, T, ...]: each part of x with its copy of a table, see `spread`."""
     if mesh is None:
-        return fn(x, spread_table)
+        return fn(x, tables)
     B, T = x.shape[:2]
     rows, pieces = row_shards(mesh), mesh.shape["sequence"]
     if T % pieces:  # every device of a sequence computes all of it
-        spread_table, pieces = jax.tree.map(lambda leaf: leaf[:, :1], spread_table), 1
+        tables, pieces = jax.tree.map(lambda leaf: leaf[:, :1], tables), 1
     parts = x.reshape(rows, B // rows, pieces, T // pieces, *x.shape[2:]).swapaxes(1, 2)
     parts = constrain(parts, mesh, ROW_AXES, "sequence" if pieces > 1 else None)
-    y = jax.vmap(jax.vmap(fn))(parts, spread_table)
+    y = jax.vmap(jax.vmap(fn))(parts, tables)
     return y.swapaxes(1, 2).reshape(B, T, *y.shape[4:])

@@ -67,7 +67,9 @@ def together(layers: Sequence[Linear], x_BxTxD: jax.Array, mesh: Mesh | None) ->
         return [dot(x_BxTxD, *pair) for pair in pairs]
     kernel_DxNxF = jnp.stack(kernels, axis=1).astype(x_BxTxD.dtype)
     ys = jnp.moveaxis(jnp.einsum("btd,dnf->btnf", x_BxTxD, kernel_DxNxF), 2, 0)
-    return [y if bias is None else y + bias.astype(y.dtype)[None, None, :] for y, (_, bias) in zip(ys, pairs, strict=True)]
+    return [
+        y if bias is None else y + bias.astype(y.dtype)[None, None, :] for y, (_, bias) in zip(ys, pairs, strict=True)
+    ]
 
 
 class Transform(nn.Module):

@@ -46,7 +46,7 @@ def forecast(config: Config, mesh: Mesh, task: Task, model: Transformer) -> Fore
     """
     program = make_program(config, mesh, task, model)
     start = time.perf_counter()
-    compiled = program.step.lower(program.abstract, _abstract_batch(config, mesh)).compile()
+    compiled = program.step.lower(program.abstract, abstract_batch(config, mesh)).compile()
     seconds = time.perf_counter() - start
     # The sizes are those of one device.
     memory: Any = compiled.memory_analysis()
@@ -103,12 +103,12 @@ def _flops(config: Config, mesh: Mesh, task: Task, model: Transformer) -> float:
     unrolled = model.clone(config=dataclasses.replace(model.config, unroll=0))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=1))
     program = make_program(config, mesh, task, unrolled)
-    lowered = program.step.lower(program.abstract, _abstract_batch(config, mesh))
+    lowered = program.step.lower(program.abstract, abstract_batch(config, mesh))
     costs: Any = lowered.cost_analysis()
     return float(costs["flops"])
 
 
-def _abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes, dtypes and shardings of the batches that `data.batches` makes for a run."""
     rows, length = config.train.batch_size, config.data.max_length
     kinds: dict[str, Any] = dict.fromkeys(("token_ids", "attention_mask", "positions"), ((rows, length), jnp.int32))

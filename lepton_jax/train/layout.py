@@ -44,8 +44,8 @@ def choose(config: Config, task: Task, model: Transformer, devices: Sequence[Any
     else:
         if not tried:
             raise UserError(
-                f"{where}.mesh.shape='auto': {len(devices)} devices share neither {config.train.batch_size} rows a step "
-                f"(of {config.evaluate.batch_size} when evaluated), {model.config.num_heads} heads nor "
+                f"{where}.mesh.shape='auto': {len(devices)} devices share neither {config.train.batch_size} rows "
+                f"a step (of {config.evaluate.batch_size} when evaluated), {model.config.num_heads} heads nor "
                 f"{config.data.max_length} positions evenly; choose train.batch_size as a multiple of {len(devices)}"
             )
         shape = min(tried)[1]  # the one that comes nearest
@@ -64,6 +64,7 @@ def candidates(config: Config, model: Transformer, devices: int) -> Iterator[str
         if config.data.max_length % sequence:
             continue
         inner = f",tensor={tensor}" * (tensor > 1) + f",sequence={sequence}" * (sequence > 1)
+        shared = math.gcd(split["hidden_size"], split["embedding_size"] or split["hidden_size"])
         for axis in ("data", "fsdp"):
-            if axis == "data" or row_shards > 1:
+            if axis == "data" or (row_shards > 1 and shared % row_shards == 0):
                 yield f"{axis}={row_shards}{inner}"

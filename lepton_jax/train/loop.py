@@ -31,18 +31,20 @@ class Fitted:
     params: Any  # of the best checkpoint by `checkpoint.best`
 
 
-def check_batch(config: Config, mesh: Mesh, where: str = "config") -> None:
-    """Raises UserError where a batch does not divide among the devices and processes."""
-    shards = sharding.row_shards(mesh) * config.train.accumulate
-    for field, size, parts in (
-        ("train.batch_size", config.train.batch_size, shards),
-        ("evaluate.batch_size", config.evaluate.batch_size, sharding.row_shards(mesh)),
-    ):
+def check_mesh(config: Config, mesh: Mesh, where: str = "config") -> None:
+    """Raises UserError where rows, positions or heads of a run do not divide among the devices."""
+    rows, shape = sharding.row_shards(mesh), mesh.shape
+    accumulate = config.train.accumulate
+    for field, size, parts, axes in (
+        ("train.batch_size", config.train.batch_size, rows * accumulate, "the mesh's rows (data x fsdp)"
+         + f" times train.accumulate={accumulate}" * (accumulate > 1)),
+        ("evaluate.batch_size", config.evaluate.batch_size, rows, "the mesh's rows (data x fsdp)"),
+        ("data.max_length", config.data.max_length, shape["sequence"], "the mesh's sequence"),
+        # A model that comes from elsewhere is checked again when it is there.
+        ("model.num_heads", 0 if config.model.init else config.model.num_heads, shape["tensor"], "the mesh's tensor"),
+    ):  # fmt: skip
         if size % parts:
-            raise UserError(
-                f"{where}.{field}={size}: must be a multiple of {parts}, the mesh's rows (data x fsdp)"
-                + (f" times train.accumulate={config.train.accumulate}" if field.startswith("train") else "")
-            )
+            raise UserError(f"{where}.{field}={size}: must be a multiple of {parts}, {axes}")
 
 
 def fit(

@@ -84,7 +84,7 @@ def test_the_batch_is_the_one_that_data_makes(make, task):
     labels = {"classification": np.zeros(20, np.int32), "regression": np.zeros(20, np.float32)}.get(task)
     rows = [np.arange(3, 9, dtype=np.int32)] * 20
     batch = next(evaluation_batches(rows, ROWS, LENGTH, labels=labels, pack=labels is None, pad_id=0))
-    found = module._abstract_batch(config, mesh)
+    found = module.abstract_batch(config, mesh)
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in found.items()} == {
         name: (value.shape, value.dtype) for name, value in batch.items()
     }

@@ -11,14 +11,23 @@ import numpy as np
 import pytest
 
 from lepton_jax.checkpoint import Checkpoints
-from lepton_jax.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TaskConfig, TrainConfig
+from lepton_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    OptimConfig,
+    TaskConfig,
+    TrainConfig,
+)
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import tokenizers
 from lepton_jax.data.batches import encode_documents, encode_examples, evaluation_batches, training_batches
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import make_task
-from lepton_jax.train.loop import check_batch, fit
+from lepton_jax.train.loop import check_mesh, fit
 from lepton_jax.train.stopping import Stopped, watch_sigterm
 
 LENGTH, BATCH = 12, 8
@@ -299,23 +308,33 @@ def sized(size, accumulate=1, evaluation=64):
 @pytest.mark.parametrize("shape", ["data=8", "data=4,fsdp=2", "fsdp=8"])
 def test_a_batch_must_divide_among_data_and_fsdp(shape):
     mesh = sharding.make_mesh(shape)
-    check_batch(sized(16), mesh)
-    check_batch(sized(16, accumulate=2), mesh)
+    check_mesh(sized(16), mesh)
+    check_mesh(sized(16, accumulate=2), mesh)
     with pytest.raises(
         UserError, match=r"^config\.train\.batch_size=12: must be a multiple of 8, the mesh's rows \(data x fsdp\)"
     ):
-        check_batch(sized(12), mesh)
+        check_mesh(sized(12), mesh)
     with pytest.raises(
         UserError, match=r"train\.batch_size=24: must be a multiple of 16, .* times train\.accumulate=2$"
     ):
-        check_batch(sized(24, accumulate=2), mesh)
+        check_mesh(sized(24, accumulate=2), mesh)
     with pytest.raises(
         UserError, match=r"^config\.finetune\.evaluate\.batch_size=20: must be a multiple of 8, [^,]*\(data x fsdp\)$"
     ):
-        check_batch(sized(16, accumulate=2, evaluation=20), mesh, "config.finetune")
+        check_mesh(sized(16, accumulate=2, evaluation=20), mesh, "config.finetune")
 
 
 def test_the_tensor_axis_takes_no_rows():
-    check_batch(sized(4, evaluation=4), sharding.make_mesh("data=2,fsdp=2,tensor=2"))
+    check_mesh(sized(4, evaluation=4), sharding.make_mesh("data=2,fsdp=2,tensor=2"))
     with pytest.raises(UserError, match=r"batch_size=2: must be a multiple of 4"):
-        check_batch(sized(2, evaluation=4), sharding.make_mesh("data=2,fsdp=2,tensor=2"))
+        check_mesh(sized(2, evaluation=4), sharding.make_mesh("data=2,fsdp=2,tensor=2"))
+
+
+def test_positions_and_heads_are_spread_evenly():
+    config = dataclasses.replace(sized(8, evaluation=8), model=ModelConfig(num_heads=6), data=DataConfig(max_length=30))
+    check_mesh(config, sharding.make_mesh("data=4,tensor=2"))
+    check_mesh(config, sharding.make_mesh("data=4,sequence=2"))
+    with pytest.raises(UserError, match=r"^config\.model\.num_heads=6: must be a multiple of 4, the mesh's tensor$"):
+        check_mesh(config, sharding.make_mesh("data=2,tensor=4"))
+    with pytest.raises(UserError, match=r"^config\.data\.max_length=30: must be a multiple of 4, the mesh's sequence$"):
+        check_mesh(config, sharding.make_mesh("data=2,sequence=4"))

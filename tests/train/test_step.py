@@ -56,8 +56,9 @@ def on_one_device(training, rows, numbers):
     return found
 
 
-@pytest.mark.parametrize("name", ["masked_lm", "classification"])
-@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize(
+    ("shape", "name"), [*((shape, "masked_lm") for shape in MESHES), ("fsdp=2,tensor=2,sequence=2", "classification")]
+)
 def test_a_mesh_changes_neither_loss_nor_parameters(training, rows, numbers, on_one_device, shape, name):
     setup = training(name, shape, **SETTINGS)
     state, batch = setup.start(), setup.put(rows())
