@@ -57,7 +57,7 @@ def forecast(config: Config, mesh: Mesh, task: Task, model: Transformer) -> Fore
     return Forecast(
         parameters=trees.count(program.abstract.params),
         trainable_parameters=trees.count(chosen),
-        flops_per_token=_flops(config, mesh, task, model) / (config.train.batch_size * config.data.max_length),
+        flops_per_token=step_flops(config, mesh, task, model) / (config.train.batch_size * config.data.max_length),
         state_gib=state / _GIB,
         temporary_gib=temporary / _GIB,
         needed_gib=needed / _GIB,
@@ -95,7 +95,7 @@ def available_bytes(mesh: Mesh) -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def _flops(config: Config, mesh: Mesh, task: Task, model: Transformer) -> float:
+def step_flops(config: Config, mesh: Mesh, task: Task, model: Transformer) -> float:
     """Returns the FLOPs of a step over all devices, counted before XLA optimises anything.
 
     The counter sees the body of a loop once, so layers and accumulated parts are unrolled for it.
