@@ -284,7 +284,10 @@ def load_params(folder: Path, abstract_params: PyTree) -> PyTree:
 def _checkpointer(before_commit: Callable[[], None]) -> ocp.AsyncCheckpointer:
     """Returns an Orbax checkpointer that calls `before_commit` when all files of a checkpoint are complete and
     nothing is left but the rename of its folder to the final name."""
-    options = ocp.options.AsyncOptions(post_finalization_callback=before_commit)
+    # A thread that fails to make the folders would leave the others waiting for them until a time-out of 20 minutes.
+    options = ocp.options.AsyncOptions(
+        post_finalization_callback=before_commit, create_directories_asynchronously=False
+    )
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
 
 

@@ -201,7 +201,7 @@ def test_a_saved_step_is_never_overwritten(tmp_path: Path) -> None:
         assert equal(checkpoints.restore_params(1, abstract(state.params)), state.params)
 
 
-@pytest.mark.parametrize("item", ["params", "rest"])
+@pytest.mark.parametrize("item", ["params", "rest", "data"])
 def test_a_flipped_bit_is_found(tmp_path: Path, item: str) -> None:
     state = saved(tmp_path, (1, 2))
     path = arrays_file(tmp_path / "2", item)
@@ -280,6 +280,18 @@ def test_every_truncated_or_missing_file_is_found(tmp_path: Path) -> None:
             assert str(path) in str(caught.value) and "\n" not in str(caught.value)
             path.write_bytes(whole)
     with Checkpoints(tmp_path / "bad", KEEP_ALL, read_only=True) as checkpoints:  # all damage was mended
+        assert equal(checkpoints.restore(1, abstract(state), make_data()), state)
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"\xff{" + data, None])
+def test_what_orbax_notes_beside_the_items_decides_nothing(tmp_path: Path, damage: Any) -> None:
+    """It is written after the manifest, which therefore has no checksum of it."""
+    state = saved(tmp_path)
+    notes = [path for path in (tmp_path / "1").iterdir() if path.is_file() and path.name != "manifest.json"]
+    assert {path.name for path in notes} == {"_CHECKPOINT_METADATA", "commit_success.txt"}
+    for path in notes:
+        path.write_bytes(damage(path.read_bytes())) if damage else path.unlink()
+    with Checkpoints(tmp_path, KEEP_ALL) as checkpoints:
         assert equal(checkpoints.restore(1, abstract(state), make_data()), state)
 
 
