@@ -14,48 +14,17 @@ every parameter of both runs, bit for bit. A kill that the command does not surv
 from __future__ import annotations
 
 import random
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
+import soak
 from absl import app, flags
-
-from lepton_jax import hub
-from lepton_jax.train.logging import read_metrics
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of both runs.", required=True)
 KILLS = flags.DEFINE_integer("kills", 50, "How often the second run is killed.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
-ROOT = Path(__file__).parent.parent
-EVERY = 10
-RECIPE = {
-    "data.train": "tfds:movie_sentiment", "data.max_length": 32, "data.tokenizer_size": 2000, "train.log_every": 1,
-    "train.batch_size": 16, "optim.warmup_steps": 20, "checkpoint.every": EVERY, "checkpoint.keep": 2,
-    "evaluate.every": 200,
-}  # fmt: skip
-
-
-def command(folder: Path, steps: int) -> list[str]:
-    """Returns the command of a run."""
-    fields = [f"--config.{name}={value}" for name, value in (RECIPE | {"train.steps": steps}).items()]
-    recipe = ROOT / "configs" / "pretrain.py"
-    return [sys.executable, "-m", "lepton_jax.main", f"--config={recipe}:nano", f"--workdir={folder}", *fields]
-
-
-def newest(folder: Path) -> int:
-    """Returns the newest complete checkpoint of a run, 0 where there is none."""
-    return max((int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdecimal()), default=0)
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """Returns what a run logged, but for its speed."""
-    lines = read_metrics(folder)
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
 
 
 def main(argv: list[str]) -> None:
@@ -63,34 +32,32 @@ def main(argv: list[str]) -> None:
     steps = 200 * KILLS.value
     straight, killed = Path(WORKDIR.value) / "straight", Path(WORKDIR.value) / "killed"
     start = time.perf_counter()
-    subprocess.run(command(straight, steps), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(soak.pretrain(straight, steps), check=True, stdout=subprocess.DEVNULL)
     longest = min(time.perf_counter() - start, 14.0)
     moments, lost, saving = random.Random(SEED.value), [], 0
     while len(lost) < KILLS.value:
-        running = subprocess.Popen(command(killed, steps), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        command = soak.pretrain(killed, steps)
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
             _, errors = running.communicate(timeout=moments.uniform(0.5, longest))
         except subprocess.TimeoutExpired:
-            running.send_signal(signal.SIGKILL)
+            running.kill()
             running.communicate()
         else:
             if running.returncode:
                 raise SystemExit(f"kill {len(lost) + 1}: the run failed before it, with {errors[-500:]!r}")
             break  # a fast machine: it is complete
-        logged = read_metrics(killed) if (killed / "metrics.jsonl").exists() else []
-        lost.append(max((line["step"] for line in logged), default=0) - newest(killed))
+        lost.append(soak.logged(killed) - soak.newest(killed))
         saving += any(not path.name.isdecimal() for path in killed.glob("checkpoints/*"))
-        print(f"kill {len(lost)}: at step {newest(killed) + lost[-1]}, {lost[-1]} lost", flush=True)
-    subprocess.run(command(killed, steps), check=True, stdout=subprocess.DEVNULL)
-    one, other = (jax.tree.leaves(hub.load(folder).params) for folder in (straight, killed))
-    same = metrics(straight) == metrics(killed) and all(map(np.array_equal, one, other))
+        print(f"kill {len(lost)}: at step {soak.newest(killed) + lost[-1]}, {lost[-1]} lost", flush=True)
+    subprocess.run(soak.pretrain(killed, steps), check=True, stdout=subprocess.DEVNULL)
     columns = {
         "kills": len(lost),
         "while saving": saving,
         "steps lost, mean": f"{np.mean(lost):.0f}",
         "steps lost, most": max(lost),
-        "steps between checkpoints": EVERY,
-        "as undisturbed": "yes" if same else "NO",
+        "steps between checkpoints": soak.EVERY,
+        "as undisturbed": "yes" if soak.same(straight, killed) else "NO",
     }
     print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n| {' | '.join(map(str, columns.values()))} |")
 

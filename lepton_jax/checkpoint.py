@@ -13,16 +13,16 @@ Three rules make a run survive being killed at any moment:
 2. Orbax notices no flipped bit and casts silently to another dtype. So every restore first compares the files with
    the manifest's checksums and the wanted arrays with the manifest's types.
    The newest step that passes is where a run goes on; one that does not is set aside as `200.damaged`.
-3. Saving happens in the background; if it fails, the next `save`, `wait` or `close` raises.
+3. Saving happens in the background; if it fails, the next `save`, `wait` or `close` raises a UserError with the cause.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -32,9 +32,11 @@ import grain.checkpoint
 import jax
 import orbax.checkpoint as ocp
 
+import lepton_jax.chatter  # noqa: F401
 from lepton_jax import manifest as manifests
 from lepton_jax.config import CheckpointConfig
 from lepton_jax.core.errors import UserError
+from lepton_jax.disk import failed_write, writing
 from lepton_jax.manifest import DamagedError
 
 State = TypeVar("State")
@@ -43,14 +45,6 @@ PyTree = Any
 _UNFINISHED = "orbax-checkpoint-tmp"  # Orbax's name for a folder that it is still writing
 _DELETED = "deleted"
 _DAMAGED = "damaged"
-
-
-def _not_chatter(record: logging.LogRecord) -> bool:
-    """Tells Orbax's progress messages, dozens a save, from its warnings. `--verbosity=1` shows them all."""
-    return record.levelno >= logging.WARNING or "orbax" not in record.pathname or absl.logging.level_debug()
-
-
-absl.logging.get_absl_logger().addFilter(_not_chatter)
 
 
 class Checkpoints:
@@ -75,12 +69,10 @@ class Checkpoints:
         self._manifest: dict[str, Any] = {}  # of the step that is being saved
         self._checkpointer = _checkpointer(self._before_commit)
         if not read_only and jax.process_index() == 0:
-            try:
+            with writing(folder):
                 self._folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"{folder}: cannot hold checkpoints ({error.strerror})") from None
-            for leftover in (*self._folder.glob(f"*.{_UNFINISHED}*"), *self._folder.glob(f"*.{_DELETED}")):
-                shutil.rmtree(leftover)
+                for leftover in (*self._folder.glob(f"*.{_UNFINISHED}*"), *self._folder.glob(f"*.{_DELETED}")):
+                    shutil.rmtree(leftover)
         ocp.multihost.sync_global_processes("lepton_jax:checkpoints_opened")
 
     def __enter__(self) -> Checkpoints:
@@ -101,8 +93,8 @@ class Checkpoints:
           metrics: the validation metrics of `state`; None where it was not evaluated.
 
         Raises:
-          UserError: the step is saved already, or `metrics` lacks the metric that decides about the best step.
-          Exception: what made the save before this one fail.
+          UserError: the step is saved already, or `metrics` lacks the metric that decides about the best step; this
+            save could not begin, or the one before it failed.
         """
         if self._read_only:
             raise ValueError(f"{self._folder} was opened to read only")
@@ -121,14 +113,15 @@ class Checkpoints:
             "metrics": None if metrics is None else {name: float(value) for name, value in metrics.items()},
             "arrays": manifests.describe({"params": params, **rest}),
         }
-        self._checkpointer.save(
-            path,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                rest=ocp.args.StandardSave(rest),
-                data=grain.checkpoint.CheckpointSave(data_iterator),
-            ),
-        )
+        with _saving(path):
+            self._checkpointer.save(
+                path,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    rest=ocp.args.StandardSave(rest),
+                    data=grain.checkpoint.CheckpointSave(data_iterator),
+                ),
+            )
 
     def steps(self) -> list[int]:
         """Returns the steps that are completely saved, in increasing order."""
@@ -192,7 +185,8 @@ class Checkpoints:
                 aside = self._folder / f"{other}.{_DAMAGED}"
                 if jax.process_index() == 0:
                     shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
-                    (self._folder / str(other)).rename(aside)
+                    with writing(aside):
+                        (self._folder / str(other)).rename(aside)
                 absl.logging.warning("%s; it is set aside as %s, and the run goes on from step %d",
                                      error.args[0].partition(";")[0], aside.name, step)  # fmt: skip
             ocp.multihost.sync_global_processes("lepton_jax:damaged_checkpoints_set_aside")
@@ -209,18 +203,15 @@ class Checkpoints:
         """Waits until the save in progress is on disk, then deletes the steps that are no longer wanted.
 
         Raises:
-          Exception: what made the save fail.
+          UserError: the save failed, for whatever reason; the error of Orbax is its cause. Or a step that is no longer
+            wanted cannot be deleted.
         """
-        try:
+        with _saving(self._folder / str(self._manifest.get("step"))):
             self._checkpointer.wait_until_finished()
-        except Exception as error:
-            error.add_note(
-                f"saving step {self._manifest['step']} to {self._folder} failed; earlier steps are untouched"
-            )
-            raise
         if not self._read_only:
             if jax.process_index() == 0:
-                self._delete_old()
+                with writing(self._folder):
+                    self._delete_old()
             ocp.multihost.sync_global_processes("lepton_jax:old_checkpoints_deleted")
 
     def close(self) -> None:
@@ -269,7 +260,8 @@ def save_params(folder: Path, params: PyTree) -> None:
     if folder.exists():
         raise UserError(f"{folder}: is there already; delete it, or choose another folder")
     manifest = {"step": None, "metrics": None, "arrays": manifests.describe({"params": params})}
-    with _checkpointer(lambda: manifests.write(_unfinished(folder), manifest)) as checkpointer:
+    checkpointer = _checkpointer(lambda: manifests.write(_unfinished(folder), manifest))
+    with _saving(folder), checkpointer:
         checkpointer.save(folder, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
         checkpointer.wait_until_finished()
 
@@ -292,8 +284,22 @@ def load_params(folder: Path, abstract_params: PyTree) -> PyTree:
 def _checkpointer(before_commit: Callable[[], None]) -> ocp.AsyncCheckpointer:
     """Returns an Orbax checkpointer that calls `before_commit` when all files of a checkpoint are complete and
     nothing is left but the rename of its folder to the final name."""
-    options = ocp.options.AsyncOptions(post_finalization_callback=before_commit)
+    # A thread that fails to make the folders would leave the others waiting for them until a time-out of 20 minutes.
+    options = ocp.options.AsyncOptions(
+        post_finalization_callback=before_commit, create_directories_asynchronously=False
+    )
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+
+
+@contextlib.contextmanager
+def _saving(path: Path) -> Iterator[None]:
+    """Turns what makes a save fail, an error of any kind that Orbax's threads met, into one that says what to do."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:  # of the training step whose arrays were to be saved
+        raise
+    except Exception as error:
+        raise failed_write(path, error, "earlier steps are untouched" if path.name.isdecimal() else "") from error
 
 
 def _unfinished(path: Path) -> Path:

@@ -5,6 +5,8 @@ python -m lepton_jax.main --config=configs/NAME.py[:ARG] --workdir=DIR [--config
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from lepton_jax.config import explain_override, resolve
 from lepton_jax.core.errors import UserError
+from lepton_jax.disk import UNWRITABLE, failed_write
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe, such as configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; it is created.")
@@ -21,7 +24,15 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; it is cre
 
 def main() -> None:
     """Runs one stage; a person's mistake is one line on stderr and exit code 2."""
-    app.run(_run, flags_parser=_parse)
+    try:
+        app.run(_run, flags_parser=_parse)
+    except SystemExit as error:
+        if error.code != 2:
+            raise
+        # Threads of a save that failed may be at work still; Python would abort (code 134) if it took itself apart now.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(2)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -69,6 +80,10 @@ def _run(argv: list[str]) -> None:
             return
     except UserError as error:
         _fail(error)
+    except OSError as error:  # of the many places that write into a cache
+        if error.errno not in UNWRITABLE:
+            raise
+        _fail(failed_write(error.filename or "a file", error))
     console = Console()
     console.print(report.summary_table(summary))
     if getattr(config, "dry_run", False):
@@ -80,7 +95,8 @@ def _run(argv: list[str]) -> None:
 
 
 def _fail(error: Exception) -> None:
-    print(f"lepton_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # stderr on a disk that is full; the exit code is left
+        print(f"lepton_jax: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 

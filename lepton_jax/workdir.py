@@ -11,6 +11,7 @@ A folder belongs to the one config in its config.json: `claim` resumes that run 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -25,6 +26,7 @@ import jax
 import lepton_jax
 from lepton_jax.config import to_dict
 from lepton_jax.core.errors import UserError
+from lepton_jax.disk import failed_write
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _ABSENT = "nothing"  # how a message names a field that one of two configs does not have
@@ -69,9 +71,10 @@ def release(workdir: Path) -> None:
     """Undoes `claim` where the run has written nothing else, so that a corrected command may have the folder."""
     others = [entry for entry in workdir.iterdir() if entry.name != "config.json"]
     if jax.process_index() == 0 and all(entry.is_dir() and not any(entry.iterdir()) for entry in others):
-        for empty in others:  # what the runs of a chain were to have
-            empty.rmdir()
-        (workdir / "config.json").unlink()
+        with contextlib.suppress(OSError):  # a folder that can no longer be written: the error that led here says it
+            for empty in others:  # what the runs of a chain were to have
+                empty.rmdir()
+            (workdir / "config.json").unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -103,8 +106,9 @@ def replace_file(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        with contextlib.suppress(OSError):  # a read-only disk refuses even to delete what is not there
+            part.unlink(missing_ok=True)
+        raise failed_write(path, error) from None
 
 
 def read_json(path: Path) -> Any:

@@ -105,6 +105,27 @@ def tiny_config(corpus: Path, cache: str) -> Callable[[str], ConfigDict]:
     return make
 
 
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_config: Callable[[str], ConfigDict]) -> Callable[..., str]:
+    """Returns a function that writes a tiny recipe as a file and gives its path."""
+
+    def write(base: str, /, **changes: Any) -> str:
+        tree = tiny_config(base).to_dict()
+        for path, value in changes.items():
+            *sections, name = path.split("__")
+            node = tree
+            for section in sections:
+                node = node[section]
+            node[name] = value
+        file = tmp_path / "recipe.py"
+        file.write_text(
+            f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({tree!r})\n"
+        )
+        return str(file)
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[[str], ConfigDict]) -> Path:
     """The folder of a finished quickstart with `tiny_config("quickstart")`. Not to be changed: copy it."""

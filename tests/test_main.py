@@ -36,27 +36,6 @@ def only_line(stderr: str) -> str:
 
 
 @pytest.fixture
-def recipe(tmp_path, tiny_config):
-    """Returns a function that writes a tiny recipe as a file and gives its path."""
-
-    def write(base: str, /, **changes) -> str:
-        tree = tiny_config(base).to_dict()
-        for path, value in changes.items():
-            *sections, name = path.split("__")
-            node = tree
-            for section in sections:
-                node = node[section]
-            node[name] = value
-        file = tmp_path / "recipe.py"
-        file.write_text(
-            f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({tree!r})\n"
-        )
-        return str(file)
-
-    return write
-
-
-@pytest.fixture
 def run(monkeypatch, capsys):
     """Returns a function that runs the command in this process and gives its exit code and stderr.
 

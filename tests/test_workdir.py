@@ -132,6 +132,26 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     assert contents(tmp_path).keys() == {"x.json"} and workdir.read_json(path) == {"old": 1}
 
 
+def test_a_disk_that_became_read_only_hides_no_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a disk refuses to delete too, even what is not there."""
+    workdir.claim(tmp_path, CONFIG)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", read_only)
+        patch.setattr(Path, "unlink", read_only)
+        with pytest.raises(
+            UserError, match=r"x\.json: cannot be written \(Read-only file system\); make it writable, t"
+        ):
+            workdir.write_json(tmp_path / "x.json", {})
+        workdir.release(tmp_path)
+    assert contents(tmp_path).keys() == {"config.json"}
+    workdir.release(tmp_path)
+    assert contents(tmp_path) == {}
+
+
 def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     workdir.claim(tmp_path, CONFIG)

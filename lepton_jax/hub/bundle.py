@@ -25,6 +25,7 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.core.fields import build
 from lepton_jax.data import tokenizers
 from lepton_jax.data.tokenizers import Tokenizer
+from lepton_jax.disk import writing
 from lepton_jax.models.partitioning import RULES
 from lepton_jax.models.transformer import Head, Transformer, abstract_params, init_params
 
@@ -95,9 +96,10 @@ def complete(
 def describe(folder: Path, card: Card, tokenizer: Tokenizer | None) -> None:
     """Writes the card and the tokenizer into a folder, whose parameters come from checkpoints or from `write`."""
     if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        if tokenizer is not None:
-            tokenizer.save(folder / "tokenizer")
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if tokenizer is not None:
+                tokenizer.save(folder / "tokenizer")
         workdir.write_json(folder / "model.json", dataclasses.asdict(card))
 
 

@@ -14,6 +14,7 @@ from lepton_jax import workdir
 from lepton_jax.config import OWN_MODEL_FIELDS, ModelConfig
 from lepton_jax.core import trees
 from lepton_jax.core.errors import UserError
+from lepton_jax.disk import writing
 from lepton_jax.hub import tensors
 from lepton_jax.hub.bundle import Bundle
 from lepton_jax.hub.families import FAMILIES, Family, Tensor
@@ -48,15 +49,16 @@ def save(folder: str | Path, bundle: Bundle, shard_bytes: int = 5_000_000_000) -
     planned = _plan(family, bundle, prefixed)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     try:
-        workdir.write_json(part / "config.json", config)
-        tensors.write(part, planned, shard_bytes)
-        if bundle.tokenizer is not None:
-            bundle.tokenizer.save(part)
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
+        with writing(folder):
+            part.mkdir(parents=True)
+            workdir.write_json(part / "config.json", config)
+            tensors.write(part, planned, shard_bytes)
+            if bundle.tokenizer is not None:
+                bundle.tokenizer.save(part)
+            if folder.exists():
+                folder.rmdir()
+            part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -20,9 +20,10 @@ from typing import Any
 import jax
 import rich.console
 import rich.progress
-import tensorboardX
 
 from lepton_jax.core.errors import UserError
+from lepton_jax.disk import writing
+from lepton_jax.train.board import Board
 from lepton_jax.workdir import read_jsonl, replace_file
 
 _PLAIN_LINE_SECONDS = 10.0  # between two lines of training on an output that is no terminal
@@ -31,8 +32,8 @@ _PLAIN_LINE_SECONDS = 10.0  # between two lines of training on an output that is
 class MetricsLogger:
     """Records a run's metrics, line by line, so that a killed run loses none. Used in a `with` statement.
 
-    Entering raises UserError where metrics.jsonl is damaged or cannot be written. Of several processes only the
-    first one writes and prints.
+    Everything that writes raises UserError where the disk does not take it, and entering also where metrics.jsonl is
+    damaged. Of several processes only the first one writes and prints.
     """
 
     def __init__(self, workdir: Path, total_steps: int, start: int = 0, quiet: bool = False) -> None:
@@ -76,7 +77,9 @@ class MetricsLogger:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        self._close()
+        # Files on a disk that made the run end cannot be closed either; that is no news.
+        with contextlib.suppress(UserError) if isinstance(error, UserError) else contextlib.nullcontext():
+            self._close()
 
     def rewind(self, step: int, reason: str) -> None:
         """Forgets what was recorded beyond a step to which training goes back, and prints why it does."""
@@ -91,15 +94,18 @@ class MetricsLogger:
             kept = [line for line in read_metrics(self._workdir) if line["step"] <= start]
             path = self._workdir / "metrics.jsonl"
             replace_file(path, "".join(_to_line(line) for line in kept))
-            self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-            self._board = tensorboardX.SummaryWriter(
-                str(self._workdir / "tensorboard"), purge_step=start + 1 if start else None
-            )
+            with writing(path):
+                self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+            with self._writing_board():
+                self._board = Board(self._workdir / "tensorboard", purge_step=start + 1 if start else None)
 
     def _close(self) -> None:
         if self._writes:
-            self._file.close()
-            self._board.close()
+            with writing(self._workdir / "metrics.jsonl"), self._file, self._writing_board():
+                self._board.close()
+
+    def _writing_board(self) -> contextlib.AbstractContextManager[None]:
+        return writing(self._workdir / "tensorboard")
 
     def log(self, step: int, metrics: Mapping[str, Any], tokens: int = 0, prefix: str = "train") -> None:
         """Records the metrics of a step.
@@ -120,9 +126,11 @@ class MetricsLogger:
                 values["tokens_per_second"] = rate
         if self._writes:
             named = values if prefix == "train" else {f"{prefix}/{name}": value for name, value in values.items()}
-            self._file.write(_to_line({"step": step, **named}))
-            for name, value in values.items():
-                self._board.add_scalar(f"{prefix}/{name}", value, step)
+            with writing(self._workdir / "metrics.jsonl"):
+                self._file.write(_to_line({"step": step, **named}))
+            with self._writing_board():
+                for name, value in values.items():
+                    self._board.add(f"{prefix}/{name}", value, step)
         if self._prints:
             self._show(step, values, prefix)
 
@@ -138,9 +146,15 @@ class MetricsLogger:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Flushes, and leaves the time inside out of `tokens_per_second`: for an evaluation or a checkpoint."""
+        """Flushes, also to disk, and leaves the time inside out of `tokens_per_second`.
+
+        For an evaluation or a checkpoint: what was logged up to a step is on disk before the step is saved.
+        """
         self.flush()
         start = time.perf_counter()
+        if self._writes:
+            with self._writing_board():
+                self._board.flush()
         try:
             yield
         finally:

@@ -101,6 +101,15 @@ def test_saving_where_something_is_changes_nothing(folder):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_saving_where_nothing_can_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(
+        UserError, match=r"file/out: cannot be written \(Not a directory\); mend that, then give the same"
+    ):
+        hub.save(tmp_path / "file" / "out", bundle())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_int8_weights_are_not_saved_for_others(tmp_path):
     made = bundle()
     card = dataclasses.replace(made.card, weights="int8")

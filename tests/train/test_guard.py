@@ -40,6 +40,15 @@ def test_steps_in_a_row_go_back_and_at_last_stop(tmp_path):
     np.testing.assert_array_equal(saved["token_ids"], np.full((2, 3), 4))
 
 
+def test_a_batch_that_cannot_be_kept_does_not_hide_why_the_run_stops(tmp_path):
+    guard = make(tmp_path / "gone")
+    feed(guard, [0, 1, 2, 3])
+    guard.start(jnp.int32(0))
+    message = r"was not finite, .* the last batch could not be kept \(No such file or directory\); lower"
+    with pytest.raises(UserError, match=message):
+        feed(guard, [1, 2, 2], first=3)
+
+
 def test_a_resumed_run_counts_from_what_its_state_counted(tmp_path):
     guard = make(tmp_path)
     guard.start(jnp.int32(5))

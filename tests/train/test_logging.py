@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import resource
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -48,6 +51,48 @@ def test_a_line_is_on_disk_before_the_logger_is_closed(tmp_path: Path) -> None:
     with MetricsLogger(tmp_path, 4, quiet=True) as logger:
         logger.log(1, {"loss": 2.5})
         assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.5}]
+
+
+@contextlib.contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """What a full disk is like: no file of this process can grow beyond a size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("full", ["metrics.jsonl", "tensorboard"])
+def test_a_full_disk_stops_the_run_at_the_line_that_it_does_not_take(tmp_path: Path, full: str) -> None:
+    logged = 0
+    with (
+        pytest.raises(
+            UserError, match=rf"{tmp_path}/{full}: cannot be written \(File too large\); make space, then give"
+        ),
+        MetricsLogger(tmp_path, 900, quiet=True) as logger,
+        file_limit(1500),
+    ):
+        for step in range(1, 900):
+            logger.log(step, {"loss": 2.5})
+            if full == "tensorboard":  # whose file is larger, but not written line by line
+                with logger.paused():
+                    logged = step
+            logged = step
+    steps = [line["step"] for line in read_metrics(tmp_path)]
+    assert 5 < len(steps) < 900 and steps == list(range(1, len(steps) + 1)) and len(steps) >= logged
+    with MetricsLogger(tmp_path, 900, start=logged, quiet=True) as logger:  # after space was made
+        logger.log(logged + 1, {"loss": 2.0})
+    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, logged + 2))
+    assert {"train/loss"} <= {name for name, step in scalars(tmp_path) if step == logged + 1}
+
+
+def test_scalars_are_on_disk_before_a_checkpoint_is_made(tmp_path: Path) -> None:
+    with MetricsLogger(tmp_path, 4, quiet=True) as logger:
+        logger.log(1, {"loss": 2.5})
+        with logger.paused():
+            assert scalars(tmp_path) == {("train/loss", 1): 2.5}
 
 
 def test_resuming_cuts_off_the_steps_that_come_again(tmp_path: Path) -> None:
