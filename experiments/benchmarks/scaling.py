@@ -103,9 +103,7 @@ def stderr_of_xla() -> Iterator[Any]:
 
 def line(size: str, devices: list[Any]) -> dict[str, Any]:
     """Compiles one step and returns the columns of its line."""
-    model = ModelConfig(
-        vocab_size=VOCABULARY, max_positions=LENGTH, dtype="bfloat16", remat="full", **SHAPES[size]
-    )
+    model = ModelConfig(vocab_size=VOCABULARY, max_positions=LENGTH, dtype="bfloat16", remat="full", **SHAPES[size])
     rows = ROWS * len(devices)
     config = Config(model=model, data=DataConfig(max_length=LENGTH), train=TrainConfig(batch_size=rows))
     task, shape = MaskedLM(config.task, VOCABULARY, 4, (0, 1, 2, 3, 4)), layout(size, len(devices))
@@ -117,7 +115,8 @@ def line(size: str, devices: list[Any]) -> dict[str, Any]:
         warnings = said().count("nvoluntary full rematerialization")
     seconds = time.perf_counter() - start
     memory: Any = compiled.memory_analysis()
-    flops = step_flops(config, mesh, task, transformer) / len(devices)
+    # Counted before it is laid out, so for any device; a topology's cannot count.
+    flops = step_flops(config, sharding.make_mesh("data=1", jax.devices()[:1]), task, transformer) / len(devices)
     sent = [(each.group, each.sent) for each in collectives(compiled)]
     state = memory.argument_size_in_bytes
     columns = {
