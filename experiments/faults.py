@@ -50,7 +50,7 @@ DISK_MIB, SECONDS, PATIENCE = 256, 3.0, 180.0
 SMALL_REGRESSION = {
     "task.name": "regression", "checkpoint.best": "loss", "data.max_length": 32, "data.tokenizer_size": 1000,
     "model.hidden_size": 32, "model.num_heads": 2, "model.num_layers": 1, "train.batch_size": 16, "train.steps": 20,
-    "train.log_every": 1,
+    "train.log_every": 1, "optim.warmup_steps": 5,
 }  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def _obey_permissions() -> None:
 
 def kill(run: Run) -> int:
     run.start()
-    time.sleep(run.moments.uniform(0.5, 14.0))
+    time.sleep(run.moments.uniform(0.5, 12.0))
     run.kill()
     if (run.folder / "summary.json").exists():
         raise Complete
@@ -332,7 +332,7 @@ def main(argv: list[str]) -> None:
     names = FAULT.value or [*FAULTS, NOT_FINITE]
     if unknown := [name for name in names if name not in (*FAULTS, NOT_FINITE)]:
         raise SystemExit(f"--fault={unknown[0]}: one of {', '.join([*FAULTS, NOT_FINITE])}")
-    disk, steps, rows = Path(WORKDIR.value) / "disk", 200 * TIMES.value, []
+    disk, steps, rows = Path(WORKDIR.value) / "disk", 100 * TIMES.value, []
     disk.mkdir(parents=True, exist_ok=True)
     if MOUNTS:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", disk], check=True)

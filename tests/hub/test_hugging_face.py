@@ -103,9 +103,7 @@ def test_saving_where_something_is_changes_nothing(folder):
 
 def test_saving_where_nothing_can_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(
-        UserError, match=r"file/out: cannot be written \(Not a directory\); mend that, then give the same"
-    ):
+    with pytest.raises(UserError, match=r"file/out: cannot be written \(Not a directory\); mend that, then give"):
         hub.save(tmp_path / "file" / "out", bundle())
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
