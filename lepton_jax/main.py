@@ -5,14 +5,18 @@ python -m lepton_jax.main --config=configs/NAME.py[:ARG] --workdir=DIR [--config
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
+import traceback
 from pathlib import Path
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from lepton_jax.config import explain_override, resolve
+from lepton_jax.config import MeshConfig, explain_override, resolve, runs
 from lepton_jax.core.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe, such as configs/quickstart.py.")
@@ -57,18 +61,46 @@ def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # the libraries below narrate every file they write
     try:
         config = resolve(CONFIG.value)
-        from rich.console import Console
+        from lepton_jax import processes  # after the config is known to be right: this loads JAX
 
-        from lepton_jax import report, stages  # after the config is known to be right: these load JAX
-        from lepton_jax.train.stopping import Stopped
-
-        try:
-            summary = stages.run(config, str(WORKDIR.value))
-        except Stopped as stopped:
-            print(stopped)
-            return
+        trainings = runs(config)
+        processes.start(trainings[0][1].mesh if trainings else MeshConfig())
     except UserError as error:
         _fail(error)
+    import jax
+
+    try:
+        _work(config)
+    except UserError as error:
+        if not error.everywhere and jax.process_count() > 1:
+            _leave(error)
+        _fail(error)
+    except Exception as error:
+        # A broken connection is the end of another process: JAX then ends this one too, and names the other.
+        if jax.process_count() > 1 and not isinstance(error, jax.errors.JaxRuntimeError):
+            _leave(error)
+        raise
+
+
+def _work(config: Any) -> None:
+    """Runs a stage and shows its summary; of several processes only the first one speaks."""
+    import jax
+    from rich.console import Console
+
+    from lepton_jax import report, stages
+    from lepton_jax.train.stopping import Stopped
+
+    speaks = jax.process_index() == 0
+    if not speaks:
+        logging.set_verbosity(logging.ERROR)
+    try:
+        summary = stages.run(config, str(WORKDIR.value))
+    except Stopped as stopped:
+        if speaks:
+            print(stopped)
+        return
+    if not speaks:
+        return
     console = Console()
     console.print(report.summary_table(summary))
     if getattr(config, "dry_run", False):
@@ -79,7 +111,18 @@ def _run(argv: list[str]) -> None:
     print(f"more in {WORKDIR.value}/report.html")
 
 
-def _fail(error: Exception) -> None:
+def _leave(error: Exception) -> NoReturn:
+    """Ends one process of several at once: an orderly end would wait for the others, and they for this one."""
+    if not isinstance(error, UserError):
+        traceback.print_exception(error)
+    with contextlib.suppress(SystemExit):
+        _fail(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2 if isinstance(error, UserError) else 1)
+
+
+def _fail(error: Exception) -> NoReturn:
     print(f"lepton_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
     raise SystemExit(2)
 
