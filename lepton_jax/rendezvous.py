@@ -92,17 +92,20 @@ def _listen(address: str, port: int, processes: int, timeout: float) -> None:
         selector.register(server, selectors.EVENT_READ)
         end, next_line = time.monotonic() + timeout, 0.0
         try:
-            while absent := sorted(set(range(1, processes)) - {peer.process for peer in peers}):
+            while True:
+                absent = sorted(set(range(1, processes)) - {peer.process for peer in peers})
+                if not absent and not selector.select(0):  # nor has one that came left again
+                    break
                 now = time.monotonic()
-                if now >= end:
+                if absent and now >= end:
                     raise UserError(f"{_names(absent)} of {processes} did not come to {address} within {timeout:g} "
                                     f"seconds; start every process with the same mesh.coordinator")  # fmt: skip
-                if now >= next_line:
+                if absent and now >= next_line:
                     _say(f"process 0 of {processes} waits for {_names(absent)} at {address}, up to {timeout:g} s")
                     for peer in peers:
                         peer.send({"absent": absent})
                     next_line = now + EVERY
-                for key, _ in selector.select(min(end, next_line) - now):
+                for key, _ in selector.select(max(min(end, next_line) - now, 0)):
                     if key.fileobj is server:
                         connection, origin = server.accept()
                         connection.settimeout(5.0)
