@@ -149,10 +149,11 @@ def finetune(config: Config, folder: Path, mesh: Mesh) -> Summary:
     regression = config.task.name == "regression"
     with processes.in_turn():
         data = splits.load_splits(config.data, "numbers" if regression else "classes")
+        source = hub.fetch(config.model.init, config.data.cache) if config.model.init else None
     labels = () if regression else tuple(sorted(set(data.train.labels or ())))
     init = None
-    if config.model.init:
-        init = hub.load(config.model.init, "classification", labels, seed=config.train.seed, cache=config.data.cache)
+    if source is not None:
+        init = hub.load(source, "classification", labels, seed=config.train.seed)
     with processes.in_turn():
         if init is None:
             tokenizer = tokenizers.from_config(config.data, data.train.texts)

@@ -1,8 +1,9 @@
 """The command line as one of several processes, for test_processes.py: it keeps its batches, and can come to harm.
 
 The variable WORKER holds JSON: `record`, a folder for the batches; and what happens before batch n, counted from 0, is
-put on the devices: `pause` seconds before each, SIGTERM to itself at `terminate`, an exception at `fail`, its end at
-`leave` once the checkpoint `after` is there. `heartbeat` is how soon JAX notices a death.
+put on the devices: `pause` seconds before each, SIGTERM to itself at `terminate`, an exception at `fail`, a loss that
+is not finite at those of `poison`, its end at `leave` once the checkpoint `after` is there. `heartbeat` is how soon
+JAX notices a death.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def put_batch(batch, mesh):
         os.kill(os.getpid(), signal.SIGTERM)
     if number == options.get("fail"):
         raise OSError("the disk is gone")
+    if number in options.get("poison", ()):
+        batch = {**batch, "weight": np.full_like(batch["weight"], np.inf)}
     if number == options.get("leave"):
         while not Path(options["after"]).exists():
             time.sleep(0.05)

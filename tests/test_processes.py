@@ -277,6 +277,18 @@ def test_fine_tuning_in_two_processes_ends_with_the_same_summary(tmp_path, tiny_
     assert [line["score"] for line in outputs[0]] == pytest.approx([line["score"] for line in outputs[1]], abs=0.02)
 
 
+def test_bad_batches_take_all_processes_back_and_at_last_stop_them(command):
+    flags = ["--config.train.max_skipped=2", "--config.train.max_rollbacks=1"]
+    workdir = command.folder / "bad"
+    ended = command.run(2, workdir, *flags, each={0: {"poison": list(range(3, 20))}})
+    assert [one.code for one in ended] == [2, 2], [one.err for one in ended]
+    assert "is not finite: back to step 4, past these batches" in ended[0].out and ended[1].out == ""
+    for one in ended:
+        assert "was not finite, after going back 1 times; the last batch is in bad_batch_0.npz" in one.err
+    bad = [np.load(workdir / f"bad_batch_{number}.npz") for number in range(2)]
+    assert np.isinf(bad[0]["weight"]).all() and (bad[1]["weight"] == 1).all() and bad[0]["step"] == bad[1]["step"]
+
+
 def test_when_one_process_fails_the_other_ends_too_and_names_it(command):
     ended = command.run(2, command.folder / "failed", heartbeat=10, each={1: {"fail": 2}}, seconds=60)
     assert ended[1].code == 1 and "lepton_jax: error: the disk is gone" in ended[1].err
