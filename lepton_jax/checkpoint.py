@@ -2,9 +2,11 @@
 
     FOLDER/200/params/         the parameters, an Orbax item
     FOLDER/200/rest/           everything else of the train state: step, optimizer state, random key
-    FOLDER/200/data/           the position of the data iterator, one file a process
-    FOLDER/200/manifest.json   the step, its validation metrics, the number of processes, every array's type,
-                               every file's sha256, and its own
+    FOLDER/200/data/           the position of the data, one file a stream
+    FOLDER/200/manifest.json   the step, its validation metrics, every array's type, every file's sha256, and its own
+
+Of several processes each writes and reads its own shards of the arrays, in one folder that all of them see; process 0
+checks, and all of them hear of what it finds.
 
 Three rules make a run survive being killed at any moment:
 
@@ -20,20 +22,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import absl.logging
-import grain.checkpoint
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 import lepton_jax.chatter  # noqa: F401
 from lepton_jax import manifest as manifests
+from lepton_jax import processes
 from lepton_jax.config import CheckpointConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.disk import failed_write, writing
@@ -45,6 +49,46 @@ PyTree = Any
 _UNFINISHED = "orbax-checkpoint-tmp"  # Orbax's name for a folder that it is still writing
 _DELETED = "deleted"
 _DAMAGED = "damaged"
+
+
+class DataIterator(Protocol):
+    """What a checkpoint needs of an iterator over the data, such as `data.batches.Streams`."""
+
+    @property
+    def kept(self) -> Collection[str]:
+        """The names of the state that this process writes; another one writes the others."""
+        ...
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns name -> what JSON can hold: the position of each part that this process runs."""
+        ...
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes to a position; raises UserError where it is another iterator's."""
+        ...
+
+
+class _Positions(ocp.CheckpointHandler):
+    """The item `data`: one small file a name. They are written before `save` returns: the position moves on."""
+
+    def save(self, directory: Any, args: _SavePositions) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for name, state in args.state.items():
+            (Path(directory) / f"{name}.json").write_text(json.dumps(state), encoding="utf-8")
+
+    def restore(self, directory: Any, args: _RestorePositions) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in Path(directory).glob("*.json")}
+
+
+@ocp.args.register_with_handler(_Positions, for_save=True)
+@dataclasses.dataclass
+class _SavePositions(ocp.args.CheckpointArgs):
+    state: dict[str, Any]
+
+
+@ocp.args.register_with_handler(_Positions, for_restore=True)
+@dataclasses.dataclass
+class _RestorePositions(ocp.args.CheckpointArgs):
+    pass
 
 
 class Checkpoints:
@@ -68,12 +112,14 @@ class Checkpoints:
         self._read_only = read_only
         self._manifest: dict[str, Any] = {}  # of the step that is being saved
         self._checkpointer = _checkpointer(self._before_commit)
-        if not read_only and jax.process_index() == 0:
-            with writing(folder):
-                self._folder.mkdir(parents=True, exist_ok=True)
-                for leftover in (*self._folder.glob(f"*.{_UNFINISHED}*"), *self._folder.glob(f"*.{_DELETED}")):
-                    shutil.rmtree(leftover)
-        ocp.multihost.sync_global_processes("lepton_jax:checkpoints_opened")
+        if not read_only:
+            processes.on_first(self._prepare)
+
+    def _prepare(self) -> None:
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for leftover in (*self._folder.glob(f"*.{_UNFINISHED}*"), *self._folder.glob(f"*.{_DELETED}")):
+                shutil.rmtree(leftover)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -81,15 +127,18 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None or jax.process_count() == 1 or getattr(error, "everywhere", False):
+            self.close()  # else the others have not come here, and would be waited for
 
-    def save(self, step: int, state: Any, data_iterator: Any, metrics: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self, step: int, state: Any, data_iterator: DataIterator, metrics: Mapping[str, Any] | None = None
+    ) -> None:
         """Starts saving a step and returns once the arrays may be changed or donated again.
 
         Args:
           step: the number of training steps that made `state`.
           state: the train state, of arrays.
-          data_iterator: a Grain iterator whose next batch is the one that `state` has not seen.
+          data_iterator: its next batch is the one that `state` has not seen.
           metrics: the validation metrics of `state`; None where it was not evaluated.
 
         Raises:
@@ -119,7 +168,9 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(params),
                     rest=ocp.args.StandardSave(rest),
-                    data=grain.checkpoint.CheckpointSave(data_iterator),
+                    data=_SavePositions(
+                        {n: s for n, s in data_iterator.get_state().items() if n in data_iterator.kept}
+                    ),
                 ),
             )
 
@@ -148,25 +199,27 @@ class Checkpoints:
                 scores[step] = sign * value
         return min(scores, key=lambda step: (scores[step], step), default=None)
 
-    def restore(self, step: int, abstract_state: State, data_iterator: Any = None) -> State:
+    def restore(self, step: int, abstract_state: State, data_iterator: DataIterator | None = None) -> State:
         """Returns a saved state, and puts the data iterator, if one is given, where it was.
 
         Args:
           step: one of `steps()`.
           abstract_state: the state as a tree of `jax.ShapeDtypeStruct`; their shardings say where each array goes,
             on any mesh, whatever mesh it was saved from (without a sharding: on the first device).
-          data_iterator: a Grain iterator made as the saved one was; changed in place.
+          data_iterator: made as the saved one was, but for the number of processes; changed in place.
 
         Raises:
           UserError: no such step; a missing, truncated or altered file; an array that is missing, left over, or of
-            another shape or dtype; another number of processes than the one that saved
-            it. Neither `data_iterator` nor a file has been changed then.
+            another shape or dtype; the position of another iterator. Neither `data_iterator` nor a file has
+            been changed then.
         """
         params, rest = _split(abstract_state)
         restored = self._restore(step, {"params": params, "rest": rest}, data_iterator)
         return dataclasses.replace(abstract_state, params=restored["params"], **restored["rest"])  # pyright: ignore
 
-    def restore_newest(self, abstract_state: State, data_iterator: Any = None) -> tuple[int, State] | None:
+    def restore_newest(
+        self, abstract_state: State, data_iterator: DataIterator | None = None
+    ) -> tuple[int, State] | None:
         """Returns the newest saved step that is intact, and its state as `restore` does; None where nothing is saved.
 
         Newer steps that are damaged are set aside with a warning: their folders get another name.
@@ -175,25 +228,26 @@ class Checkpoints:
           UserError: every step is damaged, and all are left as they are; or an intact one does not fit, see `restore`.
         """
         damaged: dict[int, DamagedError] = {}
-        for step in reversed(self.steps()):
+        for step in reversed(processes.on_first(self.steps)):
             try:
                 state = self.restore(step, abstract_state, data_iterator)
             except DamagedError as error:
                 damaged[step] = error
                 continue
-            for other, error in damaged.items():
-                aside = self._folder / f"{other}.{_DAMAGED}"
-                if jax.process_index() == 0:
-                    shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
-                    with writing(aside):
-                        (self._folder / str(other)).rename(aside)
-                absl.logging.warning("%s; it is set aside as %s, and the run goes on from step %d",
-                                     error.args[0].partition(";")[0], aside.name, step)  # fmt: skip
-            ocp.multihost.sync_global_processes("lepton_jax:damaged_checkpoints_set_aside")
+            processes.on_first(lambda step=step: self._set_aside(damaged, step))
             return step, state
         if damaged:
             raise damaged[max(damaged)]
         return None
+
+    def _set_aside(self, damaged: Mapping[int, DamagedError], step: int) -> None:
+        for other, error in damaged.items():
+            aside = self._folder / f"{other}.{_DAMAGED}"
+            shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+            with writing(aside):
+                (self._folder / str(other)).rename(aside)
+            absl.logging.warning("%s; it is set aside as %s, and the run goes on from step %d",
+                                 error.args[0].partition(";")[0], aside.name, step)  # fmt: skip
 
     def restore_params(self, step: int, abstract_params: PyTree) -> PyTree:
         """Returns the parameters of a saved state; as `restore`, for them alone."""
@@ -209,10 +263,8 @@ class Checkpoints:
         with _saving(self._folder / str(self._manifest.get("step"))):
             self._checkpointer.wait_until_finished()
         if not self._read_only:
-            if jax.process_index() == 0:
-                with writing(self._folder):
-                    self._delete_old()
-            ocp.multihost.sync_global_processes("lepton_jax:old_checkpoints_deleted")
+            with writing(self._folder):
+                processes.on_first(self._delete_old)
 
     def close(self) -> None:
         """Waits as `wait` does, and releases what Orbax holds."""
@@ -233,10 +285,13 @@ class Checkpoints:
                 (self._folder / str(step)).rename(doomed)
                 shutil.rmtree(doomed)
 
-    def _restore(self, step: int, items: dict[str, PyTree], data_iterator: Any = None) -> dict[str, PyTree]:
+    def _restore(
+        self, step: int, items: dict[str, PyTree], data_iterator: DataIterator | None = None
+    ) -> dict[str, PyTree]:
         self._checkpointer.wait_until_finished()
-        if step not in self.steps():
-            known = ", ".join(map(str, self.steps())) or "none"
+        steps = processes.on_first(self.steps)
+        if step not in steps:
+            known = ", ".join(map(str, steps)) or "none"
             raise UserError(f"{self._folder}: step {step} is not saved; saved: {known}")
         return _restore(self._checkpointer, self._folder / str(step), items, self._advice(step), data_iterator)
 
@@ -257,9 +312,11 @@ def save_params(folder: Path, params: PyTree) -> None:
       UserError: there is something at `folder` already.
     """
     folder = folder.absolute()
-    if folder.exists():
+    if processes.on_first(folder.exists):
         raise UserError(f"{folder}: is there already; delete it, or choose another folder")
     manifest = {"step": None, "metrics": None, "arrays": manifests.describe({"params": params})}
+    if jax.process_count() > 1:  # Orbax saves an array of one process alone only as numpy's
+        params = jax.tree.map(lambda leaf: np.asarray(leaf) if leaf.is_fully_addressable else leaf, params)
     checkpointer = _checkpointer(lambda: manifests.write(_unfinished(folder), manifest))
     with _saving(folder), checkpointer:
         checkpointer.save(folder, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
@@ -318,20 +375,21 @@ def _restore(
     path: Path,
     items: dict[str, PyTree],
     advice: str,
-    data_iterator: Any = None,
+    data_iterator: DataIterator | None = None,
 ) -> dict[str, PyTree]:
     """Returns the items of a checkpoint, after every check; restores `data_iterator` in place where there is one."""
-    manifest = manifests.read(path, advice)
-    # The arrays are described by their path in the state, in which the item "rest" is no level of its own.
-    wanted = manifests.describe({"params": items["params"], **items.get("rest", {})})
-    saved = {name: kind for name, kind in manifest["arrays"].items() if "rest" in items or name.startswith("params/")}
-    manifests.require_match(path, saved, wanted)
-    if data_iterator is not None and manifest["processes"] != jax.process_count():
-        raise UserError(
-            f"{path}: saved by {manifest['processes']} processes, each with its share of the data; "
-            f"go on with as many, not {jax.process_count()}"
-        )
-    manifests.verify(path, manifest, {*items, *(["data"] if data_iterator is not None else [])}, advice)
+
+    def check() -> None:
+        manifest = manifests.read(path, advice)
+        # The arrays are described by their path in the state, in which the item "rest" is no level of its own.
+        wanted = manifests.describe({"params": items["params"], **items.get("rest", {})})
+        saved = {
+            name: kind for name, kind in manifest["arrays"].items() if "rest" in items or name.startswith("params/")
+        }
+        manifests.require_match(path, saved, wanted)
+        manifests.verify(path, manifest, {*items, *(["data"] if data_iterator is not None else [])}, advice)
+
+    processes.on_first(check)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def placed(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -341,5 +399,8 @@ def _restore(
         name: ocp.args.StandardRestore(jax.tree.map(placed, tree)) for name, tree in items.items()
     }
     if data_iterator is not None:
-        targets["data"] = grain.checkpoint.CheckpointRestore(data_iterator)
-    return checkpointer.restore(path, args=ocp.args.Composite(**targets))
+        targets["data"] = _RestorePositions()
+    restored = checkpointer.restore(path, args=ocp.args.Composite(**targets))
+    if data_iterator is not None:
+        data_iterator.set_state(restored["data"])
+    return restored

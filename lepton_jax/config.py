@@ -100,6 +100,7 @@ class DataConfig:
     max_examples: int = number(0, 0)  # training examples kept, chosen by split_seed; 0: all
     max_length: int = number(128, 4)  # tokens a row, special tokens included
     pack: bool = True  # masked LM: several documents a row, isolated from each other
+    streams: int = number(1, 1)  # independent parts of the order, each giving its share of every batch's rows
     tokenizer: str = "unigram"  # "unigram" or "bpe" to train one; a WORKDIR or a checkpoint's folder to reuse one
     tokenizer_size: int = number(8192, 300)
     byte_fallback: bool = True
@@ -137,8 +138,15 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
+    """Where a run computes, and as which one of several processes; the same run may go on elsewhere."""
+
     # Sizes of the axes data, fsdp, tensor, sequence; one may be -1: all devices that are left. "auto": what fits.
     shape: str = "data=-1"
+    # Of several processes; what is left out comes from the environment, see `lepton_jax.processes`.
+    coordinator: str = ""  # HOST:PORT of process 0
+    processes: int = number(0, 0)  # how many there are; 1: this one alone, whatever the environment says
+    process: int = number(-1, -1)  # which one this is, from 0
+    timeout: float = number(300.0, 0, None, "low")  # seconds that a process waits for the others at the start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,6 +304,8 @@ def _check_together(config: Config, where: str) -> None:
             f"at most 1 - task.mask_token_share = {1 - task.mask_token_share:.3g}")  # fmt: skip
     require(train.batch_size % train.accumulate == 0, "train.accumulate", train.accumulate,
             f"must divide train.batch_size={train.batch_size}")  # fmt: skip
+    require(train.batch_size % data.streams == 0, "data.streams", data.streams,
+            f"must divide train.batch_size={train.batch_size}")  # fmt: skip
     require(optim.warmup_steps <= train.steps, "optim.warmup_steps", optim.warmup_steps,
             f"at most train.steps={train.steps}")  # fmt: skip
     require(data.validation_share + data.test_share < 1, "data.test_share", data.test_share,
@@ -332,6 +342,10 @@ def _check_chain(config: QuickstartConfig) -> None:
             raise UserError(f"config.{name}.stage={stage!r}: must be {name!r}")
         if getattr(config, name).dry_run:
             raise UserError(f"config.{name}.dry_run=True: is for the whole chain; set config.dry_run")
+    for name in ("coordinator", "processes", "process", "timeout"):
+        wanted, has = getattr(config.finetune.mesh, name), getattr(config.pretrain.mesh, name)
+        if wanted != has:
+            raise UserError(f"config.finetune.mesh.{name}={wanted!r}: must equal config.pretrain.mesh.{name}={has!r}")
     if config.finetune.model.init:
         raise UserError(
             f"config.finetune.model.init={config.finetune.model.init!r}: a quickstart starts from its own pretraining"

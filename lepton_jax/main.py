@@ -9,12 +9,14 @@ import contextlib
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from lepton_jax.config import explain_override, resolve
+from lepton_jax.config import MeshConfig, explain_override, resolve, runs
 from lepton_jax.core.errors import UserError
 from lepton_jax.disk import UNWRITABLE, failed_write
 
@@ -68,22 +70,52 @@ def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # the libraries below narrate every file they write
     try:
         config = resolve(CONFIG.value)
-        from rich.console import Console
+        from lepton_jax import processes  # after the config is known to be right: this loads JAX
 
-        from lepton_jax import report, stages  # after the config is known to be right: these load JAX
-        from lepton_jax.train.stopping import Stopped
-
-        try:
-            summary = stages.run(config, str(WORKDIR.value))
-        except Stopped as stopped:
-            print(stopped)
-            return
+        trainings = runs(config)
+        processes.start(trainings[0][1].mesh if trainings else MeshConfig())
     except UserError as error:
         _fail(error)
-    except OSError as error:  # of the many places that write into a cache
-        if error.errno not in UNWRITABLE:
-            raise
-        _fail(failed_write(error.filename or "a file", error))
+    import jax
+
+    try:
+        _work(config)
+    except UserError as error:
+        if not error.everywhere and jax.process_count() > 1:
+            _leave(error)
+        _fail(error)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:  # of the many places that write into a cache
+            failure = failed_write(error.filename or "a file", error)
+            if jax.process_count() > 1:
+                _leave(failure)
+            _fail(failure)
+        # An error of XLA's, such as "UNKNOWN: Gloo all-reduce failed", is mostly the end of another process: an orderly
+        # end here, which waits for it, lets JAX find out and name it.
+        if jax.process_count() > 1 and not re.match(r"[A-Z_]+: ", str(error)):
+            _leave(error)
+        raise
+
+
+def _work(config: Any) -> None:
+    """Runs a stage and shows its summary; of several processes only the first one speaks."""
+    import jax
+    from rich.console import Console
+
+    from lepton_jax import report, stages
+    from lepton_jax.train.stopping import Stopped
+
+    speaks = jax.process_index() == 0
+    if not speaks:
+        logging.set_verbosity(logging.ERROR)
+    try:
+        summary = stages.run(config, str(WORKDIR.value))
+    except Stopped as stopped:
+        if speaks:
+            print(stopped)
+        return
+    if not speaks:
+        return
     console = Console()
     console.print(report.summary_table(summary))
     if getattr(config, "dry_run", False):
@@ -94,7 +126,18 @@ def _run(argv: list[str]) -> None:
     print(f"more in {WORKDIR.value}/report.html")
 
 
-def _fail(error: Exception) -> None:
+def _leave(error: Exception) -> NoReturn:
+    """Ends one process of several at once: an orderly end would wait for the others, and they for this one."""
+    if not isinstance(error, UserError):
+        traceback.print_exception(error)
+    with contextlib.suppress(SystemExit):
+        _fail(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2 if isinstance(error, UserError) else 1)
+
+
+def _fail(error: Exception) -> NoReturn:
     with contextlib.suppress(OSError):  # stderr on a disk that is full; the exit code is left
         print(f"lepton_jax: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     raise SystemExit(2)

@@ -40,7 +40,7 @@ def write(part: Path, manifest: dict[str, Any]) -> None:
         name: {"bytes": size, "sha256": digest}
         for name, size, digest in zip(names, sizes, _digests(part, names), strict=True)
     }
-    manifest = manifest | {"processes": jax.process_count(), "files": files}
+    manifest = manifest | {"files": files}
     write_json(part / NAME, manifest | {"sha256": _digest(manifest)})
 
 

@@ -308,11 +308,15 @@ def _setup(record: dict[str, Any]) -> str:
         for path, value in flatten(config).items()
         if path not in defaults or value != defaults[path]
     ]
-    devices = record.get("devices", {})
+    places = [
+        f"{where['devices']['count']} x {where['devices']['kind']} ({where['devices']['platform']})"
+        + (f" of {where['processes']} processes" if where["processes"] > 1 else "")
+        for where in record.get("starts", ())
+    ]
     rows = [
         ("versions", ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())),
         ("git revision", record.get("git_revision") or "unknown"),
-        ("devices", f"{devices.get('count', '?')} x {devices.get('kind', '?')} ({devices.get('platform', '?')})"),
+        ("devices", ", then ".join(places) or "unknown"),
         ("command", " ".join(record.get("command", []))),
     ]
     return (

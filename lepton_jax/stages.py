@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lepton_jax import hub, infer, report, workdir
+from lepton_jax import hub, infer, processes, report, workdir
 from lepton_jax.compress import quantize_int8
 from lepton_jax.config import (
     OWN_MODEL_FIELDS,
@@ -23,6 +23,7 @@ from lepton_jax.config import (
     Config,
     ConvertConfig,
     InferConfig,
+    MeshConfig,
     ModelConfig,
     QuickstartConfig,
     runs,
@@ -30,7 +31,7 @@ from lepton_jax.config import (
 from lepton_jax.core import sharding, trees
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import batches, splits, tokenizers
-from lepton_jax.data.cache import cache_folder
+from lepton_jax.data.cache import cache_folder, content_hash
 from lepton_jax.data.sources import Examples
 from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.infer.metrics import classification_metrics, regression_metrics
@@ -49,7 +50,8 @@ def run(config: Config | QuickstartConfig | ConvertConfig, folder: str | Path) -
     """Runs the stage of a resolved config in a folder, and returns what `folder/summary.json` then holds.
 
     A run that was interrupted goes on from its newest checkpoint; one that is complete is not repeated. A dry run
-    writes nothing, and returns what the run would need.
+    writes nothing, and returns what the run would need. Of several processes (`processes.start`) each calls this, and
+    gets the same summary; the first one writes.
 
     Raises:
       UserError: the folder holds another run, the devices do not fit the config, or the data are not usable.
@@ -57,15 +59,18 @@ def run(config: Config | QuickstartConfig | ConvertConfig, folder: str | Path) -
     folder = Path(folder)
     meshes = []
     _keep_compiled(config.cache if isinstance(config, ConvertConfig) else runs(config)[0][1].data.cache)
-    for where, each in runs(config):  # every check that needs no data, before any of them writes or trains
-        mesh = _make_mesh(each, where)
-        check_mesh(each, mesh, where)
-        meshes.append(mesh)
+    with processes.together():
+        for where, each in runs(config):  # every check that needs no data, before any of them writes or trains
+            mesh = _make_mesh(each, where)
+            check_mesh(each, mesh, where)
+            meshes.append(mesh)
+    same = [dataclasses.replace(each, mesh=MeshConfig(each.mesh.shape)) for _, each in runs(config)]
+    processes.require_equal("other configs", repr(same or config))
     if not isinstance(config, ConvertConfig) and config.dry_run:
         return dry_run(config, meshes)
     workdir.claim(folder, config)
-    if (folder / "summary.json").exists():
-        return workdir.read_json(folder / "summary.json")
+    if processes.on_first((folder / "summary.json").exists):
+        return processes.on_first(lambda: workdir.read_json(folder / "summary.json"))
     start = time.perf_counter()
     try:
         if isinstance(config, QuickstartConfig):
@@ -75,13 +80,18 @@ def run(config: Config | QuickstartConfig | ConvertConfig, folder: str | Path) -
         else:
             stage = pretrain if config.stage == "pretrain" else finetune
             summary, sections = stage(config, folder, meshes[0]), {config.stage: folder}
-    except UserError:  # mostly data that were not as the config said
-        workdir.release(folder)
+    except UserError as error:  # mostly data that were not as the config said
+        if error.everywhere or jax.process_count() == 1:
+            workdir.release(folder)
         raise
     summary["wall_seconds"] = time.perf_counter() - start
-    report.write_report(folder / "report.html", sections, summary)
-    workdir.write_json(folder / "summary.json", summary)  # last: with it, the run is complete
-    return summary
+
+    def finish() -> Summary:
+        report.write_report(folder / "report.html", sections, summary)
+        workdir.write_json(folder / "summary.json", summary)  # last: with it, the run is complete
+        return summary
+
+    return processes.on_first(finish)
 
 
 def quickstart(config: QuickstartConfig, folder: Path) -> tuple[Summary, dict[str, Path]]:
@@ -112,15 +122,16 @@ def quickstart(config: QuickstartConfig, folder: Path) -> tuple[Summary, dict[st
 
 def pretrain(config: Config, folder: Path, mesh: Mesh) -> Summary:
     """Trains a tokenizer and a masked language model on text."""
-    data = splits.load_splits(config.data, None)
-    tokenizer = tokenizers.from_config(config.data, data.train.texts)
-    card = _card(config, "masked_lm", tokenizer)
-    rows = {
-        name: batches.encode_documents(tokenizer, part.texts, card.max_length, config.data.cache)
-        for name, part in (("train", data.train), ("validation", data.validation))
-    }
+    with processes.in_turn():
+        data = splits.load_splits(config.data, None)
+        tokenizer = tokenizers.from_config(config.data, data.train.texts)
+        card = _card(config, "masked_lm", tokenizer)
+        rows = {
+            name: batches.encode_documents(tokenizer, part.texts, card.max_length, config.data.cache)
+            for name, part in (("train", data.train), ("validation", data.validation))
+        }
     bundle = _fit(config, folder, mesh, card, tokenizer, rows, {})
-    history = read_metrics(folder)
+    history = processes.on_first(lambda: read_metrics(folder))
     losses = [line["loss"] for line in history if "loss" in line]
     speeds = [line["tokens_per_second"] for line in history if "tokens_per_second" in line]
     best = min((line for line in history if "validation/loss" in line), key=lambda line: line["validation/loss"])
@@ -138,32 +149,37 @@ def pretrain(config: Config, folder: Path, mesh: Mesh) -> Summary:
 def finetune(config: Config, folder: Path, mesh: Mesh) -> Summary:
     """Trains a classifier or regressor, evaluates it on held-out text, and compresses it if the config says so."""
     regression = config.task.name == "regression"
-    data = splits.load_splits(config.data, "numbers" if regression else "classes")
+    with processes.in_turn():
+        data = splits.load_splits(config.data, "numbers" if regression else "classes")
+        source = hub.fetch(config.model.init, config.data.cache) if config.model.init else None
     labels = () if regression else tuple(sorted(set(data.train.labels or ())))
     init = None
-    if config.model.init:
-        init = hub.load(config.model.init, "classification", labels, seed=config.train.seed, cache=config.data.cache)
-    if init is None:
-        tokenizer = tokenizers.from_config(config.data, data.train.texts)
-    else:
-        if init.card.weights != "float32" or init.tokenizer is None:
-            lack = "no tokenizer" if init.tokenizer is None else f"{init.card.weights} weights; training needs float32"
-            raise UserError(f"config.model.init={config.model.init!r}: holds {lack}")
-        tokenizer, config = init.tokenizer, dataclasses.replace(config, model=_inherit(config, init.config))
-        vocab_size = -(-init.config.vocab_size // mesh.shape["tensor"]) * mesh.shape["tensor"]
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
-    card = _card(config, "classification", tokenizer, labels)
-    card = dataclasses.replace(card, source=init.card.source if init else None)
-    rows, targets = {}, {}
-    for name, part in (("train", data.train), ("validation", data.validation)):
-        rows[name] = batches.encode_examples(tokenizer, part.texts, card.max_length)
-        targets[name] = _targets(part, labels)
+    if source is not None:
+        init = hub.load(source, "classification", labels, seed=config.train.seed)
+    with processes.in_turn():
+        if init is None:
+            tokenizer = tokenizers.from_config(config.data, data.train.texts)
+        else:
+            if init.card.weights != "float32" or init.tokenizer is None:
+                no_floats = f"{init.card.weights} weights; training needs float32"
+                lack = "no tokenizer" if init.tokenizer is None else no_floats
+                raise UserError(f"config.model.init={config.model.init!r}: holds {lack}")
+            tokenizer, config = init.tokenizer, dataclasses.replace(config, model=_inherit(config, init.config))
+            vocab_size = -(-init.config.vocab_size // mesh.shape["tensor"]) * mesh.shape["tensor"]
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
+        card = _card(config, "classification", tokenizer, labels)
+        card = dataclasses.replace(card, source=init.card.source if init else None)
+        rows, targets = {}, {}
+        for name, part in (("train", data.train), ("validation", data.validation)):
+            rows[name] = batches.encode_examples(tokenizer, part.texts, card.max_length)
+            targets[name] = _targets(part, labels)
     start = None
     if init:
         start = {name: part for name, part in init.params.items() if name not in init.initialised}
         start["embeddings"] = _pad_vocabulary(start["embeddings"], config.model.vocab_size)
     bundle = _fit(config, folder, mesh, card, tokenizer, rows, targets, start)
-
+    # From here on every process does the same on its own; only the files are the first one's.
+    bundle = dataclasses.replace(bundle, params=sharding.on_this_process(bundle.params))
     held_out = "test" if len(data.test) else "validation"
     examples = getattr(data, held_out)
     predictor = Predictor(bundle, "float32", config.infer)
@@ -178,10 +194,10 @@ def finetune(config: Config, folder: Path, mesh: Mesh) -> Summary:
         figures, predictions = _compare(predictor, predictions, int8, examples)
         summary |= {f"int8.{name}": value for name, value in figures.items()}
         predictor = int8
-    _write_predictions(folder / "predictions.jsonl", predictions, examples)
+    processes.on_first(lambda: _write_predictions(folder / "predictions.jsonl", predictions, examples))
     if config.infer.texts:
         shown = Examples(list(config.infer.texts))
-        _write_predictions(folder / "examples.jsonl", predictor(shown.texts), shown)
+        processes.on_first(lambda: _write_predictions(folder / "examples.jsonl", predictor(shown.texts), shown))
     return summary
 
 
@@ -189,9 +205,9 @@ def convert(config: ConvertConfig, folder: Path) -> Summary:
     """Writes a trained model of any source into a folder: as a model of ours, or below it for `transformers`."""
     bundle = hub.load(config.source, cache=config.cache)
     # Both appear complete or not at all, so that a run that was killed just after one does not write it again.
-    if config.form == "transformers" and not (folder / "transformers").exists():
-        hub.save(folder / "transformers", bundle)
-    if config.form == "workdir" and not (folder / "params").exists():
+    if config.form == "transformers" and not processes.on_first((folder / "transformers").exists):
+        processes.on_first(lambda: hub.save(folder / "transformers", bundle))
+    if config.form == "workdir" and not processes.on_first((folder / "params").exists):
         hub.write(folder, bundle)
     return {
         "convert.head": bundle.card.head,
@@ -299,31 +315,41 @@ def _fit(
     init: Any = None,
 ) -> hub.Bundle:
     """Trains the model of a card on token rows, and returns it with its best parameters."""
-    if not rows["validation"]:
-        raise UserError(
-            "data.validation: there is no example to validate on; name a source, or set data.validation_share above 0"
-        )
-    check_mesh(dataclasses.replace(config, model=card.model), mesh)
+    with processes.together():
+        if not rows["validation"]:
+            raise UserError(
+                "data.validation: there is no example to validate on; name a source, or set data.validation_share "
+                "above 0"
+            )
+        check_mesh(dataclasses.replace(config, model=card.model), mesh)
+    held = [*rows["train"], *rows["validation"], *targets.values()]
+    data = content_hash((tokenizer.fingerprint, [part.tobytes() for part in held])) if jax.process_count() > 1 else ""
+    processes.require_equal("other data", data)
     hub.describe(folder, card, tokenizer)
     model = Transformer(card.model, card.head, card.num_outputs)
-    shard: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     common: dict[str, Any] = {
         "max_length": card.max_length,
         "pad_id": tokenizer.pad_id,
         "pack": card.head == "masked_lm" and config.data.pack,
+        "process_index": jax.process_index(),
     }
-    training = batches.training_batches(
-        rows["train"],
-        config.train.batch_size // jax.process_count(),
-        labels=targets.get("train"),
-        seed=config.train.seed,
-        **common,
-        **shard,
-    )
+    with processes.together():
+        training = batches.training_batches(
+            rows["train"],
+            config.train.batch_size,
+            labels=targets.get("train"),
+            seed=config.train.seed,
+            streams=config.data.streams,
+            parts=sharding.process_rows(mesh, config.train.batch_size),
+            **common,
+        )
 
     def validation() -> Any:
-        size = config.evaluate.batch_size // jax.process_count()
-        return batches.evaluation_batches(rows["validation"], size, labels=targets.get("validation"), **common, **shard)
+        size = config.evaluate.batch_size
+        parts = sharding.process_rows(mesh, size)
+        return batches.evaluation_batches(
+            rows["validation"], size, labels=targets.get("validation"), parts=parts, **common
+        )
 
     task = make_task(config.task, tokenizer, len(card.labels))
     try:
@@ -360,7 +386,9 @@ def _measure(predictions: list[Prediction], examples: Examples, labels: tuple[st
 def _compress(config: Config, folder: Path, bundle: hub.Bundle) -> Predictor:
     """Writes the int8 model of a float bundle into a folder, and returns the predictor that it loads as."""
     card = dataclasses.replace(bundle.card, weights="int8", keep_float=config.compress.keep_float)
-    if not (folder / "params").exists():  # a run that was killed just after this does not write it again
+    if not processes.on_first(
+        (folder / "params").exists
+    ):  # a run that was killed just after this does not write it again
         hub.write(folder, dataclasses.replace(bundle, params=quantize_int8(bundle.params, card.keep_float), card=card))
     return infer.load(folder, "int8", config.infer)
 

@@ -1,12 +1,13 @@
 """A run's folder: who owns it, and how its JSON files are written and read.
 
-    WORKDIR/config.json      the resolved config, versions, git revision, devices, command
+    WORKDIR/config.json      the resolved config, versions, git revision, command, and where it ran
     WORKDIR/metrics.jsonl    one line a logged step
     WORKDIR/checkpoints/     one folder a saved step
     WORKDIR/summary.json     what the run achieved
     WORKDIR/tensorboard/     the metrics for TensorBoard
 
-A folder belongs to the one config in its config.json: `claim` resumes that run and refuses any other.
+A folder belongs to the one config in its config.json: `claim` resumes that run and refuses any other. The sections
+`mesh` do not count, for the same run may go on elsewhere. Of several processes the first one decides and writes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from typing import Any
 import jax
 
 import lepton_jax
-from lepton_jax.config import to_dict
+from lepton_jax import processes
+from lepton_jax.config import runs, to_dict
 from lepton_jax.core.errors import UserError
 from lepton_jax.disk import failed_write
 
@@ -36,7 +38,8 @@ def claim(workdir: Path, config: Any) -> None:
     """Makes `workdir` the folder of a run with this config: a new or empty folder, or the same run resumed.
 
     A new folder gets config.json: the config, the versions of the libraries, the git revision of the package's
-    source tree, the devices and the command. A folder of the same run stays as it is.
+    source tree, the command, and as the first of its `starts` the devices, the number of processes and the mesh. A
+    folder of the same run stays as it is, but for one more of `starts` where the last one was elsewhere.
 
     Args:
       workdir: the run's folder; parents are created.
@@ -44,12 +47,20 @@ def claim(workdir: Path, config: Any) -> None:
 
     Raises:
       UserError: the folder holds a run with another config, files that are not a run's (hidden files do not
-        count), or a damaged config.json; or it cannot be created or written. Nothing is changed then.
+        count), or a damaged config.json; or it cannot be created or written, or another process does not see it.
+        Nothing is changed then.
     """
+    processes.on_first(lambda: _claim(workdir, config))
+    with processes.together():
+        if not (workdir / "config.json").exists():
+            raise UserError(f"{workdir}: process {jax.process_index()} does not see what process 0 wrote there; "
+                            f"choose a workdir on a file system that all processes share")  # fmt: skip
+
+
+def _claim(workdir: Path, config: Any) -> None:
     wanted = to_dict(config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # Listed before config.json is looked for: of several processes, the first may write it in between.
         strangers = sorted(entry.name for entry in workdir.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise UserError(f"{workdir}: cannot be used as a work directory ({error.strerror})") from None
@@ -59,18 +70,25 @@ def claim(workdir: Path, config: Any) -> None:
         if not isinstance(recorded, dict) or not isinstance(recorded.get("config"), dict):
             raise UserError(f"{path}: holds no config of a run; choose another workdir")
         _require_same(workdir, recorded["config"], wanted)
+        starts, here = recorded.get("starts", []), _place(config)
+        if not starts or starts[-1] != here:
+            write_json(path, recorded | {"starts": [*starts, here]})
     elif strangers:
         raise UserError(
             f"{workdir}: holds {strangers[0]!r} but no config.json, so it is no run's; choose another workdir"
         )
     else:
-        write_json(path, {"config": wanted} | _environment())
+        write_json(path, {"config": wanted} | _environment() | {"starts": [_place(config)]})
 
 
 def release(workdir: Path) -> None:
     """Undoes `claim` where the run has written nothing else, so that a corrected command may have the folder."""
+    processes.on_first(lambda: _release(workdir))
+
+
+def _release(workdir: Path) -> None:
     others = [entry for entry in workdir.iterdir() if entry.name != "config.json"]
-    if jax.process_index() == 0 and all(entry.is_dir() and not any(entry.iterdir()) for entry in others):
+    if all(entry.is_dir() and not any(entry.iterdir()) for entry in others):
         with contextlib.suppress(OSError):  # a folder that can no longer be written: the error that led here says it
             for empty in others:  # what the runs of a chain were to have
                 empty.rmdir()
@@ -166,7 +184,8 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _require_same(workdir: Path, recorded: dict[str, Any], wanted: dict[str, Any], shown: int = 3) -> None:
     """Raises where two configs differ, naming the first few fields that do."""
     there, here = flatten(recorded), flatten(json.loads(json.dumps(wanted)))
-    paths = [path for path in {**here, **there} if there.get(path, _ABSENT) != here.get(path, _ABSENT)]
+    names = [path for path in {**here, **there} if "mesh" not in path.split(".")[:-1]]
+    paths = [path for path in names if there.get(path, _ABSENT) != here.get(path, _ABSENT)]
     if paths:
         fields = "; ".join(
             f"{path}={there.get(path, _ABSENT)!r} there, {here.get(path, _ABSENT)!r} here" for path in paths[:shown]
@@ -177,13 +196,21 @@ def _require_same(workdir: Path, recorded: dict[str, Any], wanted: dict[str, Any
 
 def _environment() -> dict[str, Any]:
     """Returns what a run depends on besides its config."""
-    devices = jax.devices()
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return {
         "versions": {"python": platform.python_version(), **versions, "lepton_jax": lepton_jax.__version__},
         "git_revision": git_revision(),
-        "devices": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
         "command": sys.argv,
+    }
+
+
+def _place(config: Any) -> dict[str, Any]:
+    """Returns where a run computes."""
+    devices = jax.devices()
+    return {
+        "devices": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
+        "processes": jax.process_count(),
+        "mesh": {where: run.mesh.shape for where, run in runs(config)},
     }
 
 

@@ -48,9 +48,28 @@ def make_state(scale: float = 1.0) -> State:
     return State(jnp.int32(0), params, OPTIMIZER.init(params), jax.random.key(3))
 
 
-def make_data() -> grain.DatasetIterator:
-    dataset = grain.MapDataset.range(40).shuffle(seed=1).repeat().map(np.float32).batch(4)
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+class Data:
+    """A Grain iterator with its position under two names, of which a process may write one or both."""
+
+    def __init__(self, kept: tuple[str, ...] = ("a", "b")):
+        dataset = grain.MapDataset.range(40).shuffle(seed=1).repeat().map(np.float32).batch(4)
+        self._iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+        self.kept = kept
+
+    def __next__(self) -> Any:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"a": self._iterator.get_state(), "b": {"number": 7}}
+
+    def set_state(self, state: Any) -> None:
+        if state.get("b") != {"number": 7}:
+            raise UserError(f"another iterator's: {sorted(state)}")
+        self._iterator.set_state(state["a"])
+
+
+def make_data() -> Data:
+    return Data()
 
 
 @jax.jit
@@ -67,7 +86,7 @@ def train_step(state: State, batch: jax.Array) -> State:
     return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
 
 
-def train(state: State, data: grain.DatasetIterator, steps: int) -> State:
+def train(state: State, data: Data, steps: int) -> State:
     for _ in range(steps):
         state = train_step(state, next(data))
     return state
@@ -337,12 +356,17 @@ def test_another_optimizer_is_refused(tmp_path: Path) -> None:
         checkpoints.restore(1, abstract(other), make_data())
 
 
-def test_another_number_of_processes_cannot_share_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = saved(tmp_path)
+def test_a_process_writes_the_positions_that_it_keeps(tmp_path: Path) -> None:
+    state = make_state()
     with Checkpoints(tmp_path, KEEP_ALL) as checkpoints:
-        with monkeypatch.context() as patch, pytest.raises(UserError, match=r"saved by 1 processes, .* not 2"):
-            patch.setattr(jax, "process_count", lambda: 2)
-            checkpoints.restore(1, abstract(state), make_data())
+        for step, kept in ((1, ("a", "b")), (2, ("a",))):
+            checkpoints.save(step, state, Data(kept))
+        checkpoints.wait()
+        for step, names in ((1, {"data/a.json", "data/b.json"}), (2, {"data/a.json"})):
+            files = json.loads((tmp_path / str(step) / "manifest.json").read_text())["files"]
+            assert {name for name in files if name.startswith("data/") and name.endswith(".json")} == names
+        with pytest.raises(UserError, match=r"another iterator's: \['a'\]"):
+            checkpoints.restore(2, abstract(state), make_data())
         assert equal(checkpoints.restore(1, abstract(state), make_data()), state)
 
 
@@ -350,7 +374,7 @@ def test_a_flipped_bit_in_the_manifest_is_found(tmp_path: Path) -> None:
     state = saved(tmp_path)
     path = tmp_path / "1" / "manifest.json"
     whole = path.read_bytes()
-    assert json.loads(whole)["processes"] == 1
+    assert json.loads(whole)["step"] == 1
     places = [at for at in range(len(whole)) if not whole[at : at + 1].isspace()]
     with Checkpoints(tmp_path, KEEP_ALL, read_only=True) as checkpoints:
         for at in places[:: len(places) // 40]:

@@ -13,7 +13,8 @@ PACKAGE = ROOT / "lepton_jax"
 # A file imports from its own folder and from lower floors.
 FLOORS = (
     {"core"},
-    {"config", "disk", "chatter"},
+    {"config", "disk", "chatter", "rendezvous"},
+    {"processes"},
     {"workdir"},
     {"manifest"},
     {"models", "data", "optim", "compress", "checkpoint", "report"},

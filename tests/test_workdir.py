@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from lepton_jax import workdir
-from lepton_jax.config import Config, QuickstartConfig, TrainConfig
+from lepton_jax.config import Config, MeshConfig, QuickstartConfig, TrainConfig, to_dict
 from lepton_jax.core.errors import UserError
 
 CONFIG = Config()
@@ -31,8 +32,10 @@ def test_claim_records_what_the_run_depends_on(tmp_path: Path) -> None:
     assert set(record["versions"]) == {
         "python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "lepton_jax"
     }  # fmt: skip
-    assert record["devices"]["count"] == jax.device_count()
-    assert record["devices"]["platform"] == jax.devices()[0].platform
+    (start,) = record["starts"]
+    assert start["devices"]["count"] == jax.device_count()
+    assert start["devices"]["platform"] == jax.devices()[0].platform
+    assert start["processes"] == 1 and start["mesh"] == {"config": "data=-1"}
     assert record["command"] and "git_revision" in record
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["config.json"]
 
@@ -154,8 +157,33 @@ def test_a_disk_that_became_read_only_hides_no_cause(tmp_path: Path, monkeypatch
 
 def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    workdir.claim(tmp_path, CONFIG)
+    with pytest.raises(
+        UserError, match="process 1 does not see what process 0 wrote there; choose a workdir on a file"
+    ):
+        workdir.claim(tmp_path, CONFIG)
+    workdir.write_json(tmp_path / "x.json", 1)
     assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("quickstart", [False, True])
+def test_the_same_run_may_go_on_elsewhere_and_every_place_is_recorded(tmp_path: Path, quickstart: bool) -> None:
+    def config(**mesh: Any) -> Config | QuickstartConfig:
+        run = dataclasses.replace(CONFIG, mesh=MeshConfig(**mesh))
+        return QuickstartConfig(pretrain=run, finetune=run) if quickstart else run
+
+    one, other = config(), config(shape="fsdp=-1", processes=2, process=0, coordinator="node:1", timeout=9.0)
+    assert to_dict(one) != to_dict(other)
+    workdir.claim(tmp_path, one)
+    first = json.loads((tmp_path / "config.json").read_text())
+    workdir.claim(tmp_path, other)
+    workdir.claim(tmp_path, other)
+    second = json.loads((tmp_path / "config.json").read_text())
+    where = ["config.pretrain", "config.finetune"] if quickstart else ["config"]
+    assert [start["mesh"] for start in second["starts"]] == [
+        dict.fromkeys(where, shape) for shape in ("data=-1", "fsdp=-1")
+    ]
+    assert second["starts"][0] == first["starts"][0]
+    assert {**second, "starts": None} == {**first, "starts": None}, "the config stays that of the first start"
 
 
 def test_read_json_names_the_file(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ class UserError(ValueError):
     `lepton_jax.main` prints the message alone and exits with code 2. In a notebook it is a ValueError.
     """
 
+    everywhere = False  # whether all processes of a run have raised it, see `lepton_jax.processes`
+
 
 def nearest(name: str, known: list[str]) -> str:
     """Returns a hint such as `did you mean "width"?`, or the known names where none is near."""

@@ -6,6 +6,7 @@ Axes: `data` copies parameters and splits rows; `fsdp` splits rows and also shar
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lepton_jax.core import trees
@@ -97,7 +99,7 @@ def row_shards(mesh: Mesh) -> int:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Places this process's rows of a batch: leading axes of all processes joined, split over the mesh's rows."""
+    """Places this process's rows of a batch, those of `process_rows`: together they are the global batch."""
     sharding = by_rows(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
@@ -137,3 +139,42 @@ def by_parts(fn: Callable[[jax.Array, Any], jax.Array], x: jax.Array, tables: An
     parts = constrain(parts, mesh, ROW_AXES, "sequence" if pieces > 1 else None)
     y = jax.vmap(jax.vmap(fn))(parts, tables)
     return y.swapaxes(1, 2).reshape(B, T, *y.shape[4:])
+
+
+def process_rows(mesh: Mesh, batch_size: int) -> list[slice]:
+    """Returns which rows of a global batch each process holds, in one copy or more; `by_rows` decides.
+
+    Raises:
+      UserError: the rows of a process are not consecutive ones.
+    """
+    found: dict[int, set[tuple[int, int]]] = {}
+    for device, (index,) in by_rows(mesh).devices_indices_map((batch_size,)).items():
+        found.setdefault(device.process_index, set()).add(index.indices(batch_size)[:2])
+    parts = []
+    for process in sorted(found):
+        ranges = sorted(found[process])
+        for (_, stop), (start, _) in itertools.pairwise(ranges):
+            if start != stop:
+                raise UserError(f"config.mesh.shape: process {process} would hold the rows {ranges} of a batch, not "
+                                f"consecutive ones; order the devices of the mesh by process")  # fmt: skip
+        parts.append(slice(ranges[0][0], ranges[-1][1]))
+    return parts
+
+
+def on_this_process(tree: Any) -> Any:
+    """Returns a tree of arrays that this process holds in full, on its own devices; all processes must call it."""
+    if jax.process_count() == 1:
+        return tree
+
+    def fetch(leaf: jax.Array) -> jax.Array:
+        return leaf if leaf.is_fully_addressable else jnp.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(fetch, tree)
+
+
+def place(leaf: jax.Array, where: NamedSharding) -> jax.Array:
+    """Places an array that every process holds in full by a sharding over the devices of all of them."""
+    if where.is_fully_addressable:
+        return jax.device_put(leaf, where)
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])

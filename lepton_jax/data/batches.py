@@ -1,5 +1,9 @@
 """From token ids to batches of numpy arrays, with Grain: shuffled, packed, sharded and resumable.
 
+Which rows a batch has never depends on the number of processes: each takes its part of the same global batch. That
+batch comes from one or several streams. Every process runs the streams that its part touches, so with one stream all
+do the same work, and with a multiple of the processes none does another's.
+
 A batch is a dict of arrays whose leading axis is rows:
 
     token_ids       int32 [B, T]
@@ -12,7 +16,7 @@ A batch is a dict of arrays whose leading axis is rows:
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -67,43 +71,117 @@ def training_batches(
     pack: bool,
     seed: int,
     pad_id: int,
+    streams: int = 1,
+    parts: Sequence[slice] = (slice(None),),
     process_index: int = 0,
-    process_count: int = 1,
-) -> grain.DatasetIterator[Batch]:
-    """Returns an endless iterator over this process's batches.
+) -> Streams:
+    """Returns an endless iterator over this process's part of the batches.
 
-    Every epoch has another order, which the seed decides. All processes together see each row once an epoch:
-    process p takes every `process_count`-th row of the common order. The iterator's `get_state`/`set_state`, also
-    through `grain.checkpoint`, resume it exactly; `close()` ends the thread that works ahead.
+    Every epoch has another order, which the seed decides; every row occurs once in it. Stream s takes every
+    `streams`-th row of the common order, packs it on its own, and gives rows [s, s + 1) * batch_size / streams of
+    every batch.
 
     Args:
       rows: int32 [n] each, n <= max_length.
-      batch_size: rows of a batch, of this process.
+      batch_size: rows of a batch, over all processes.
       max_length: T.
       labels: [len(rows)], int32 or float32.
       pack: several rows of `rows`, isolated from each other, in one row of the batch (first fit).
       seed: of the order.
       pad_id: the token id at padding.
+      streams: into how many parts the order is split; divides `batch_size`.
+      parts: which rows of a batch each process takes, see `core.sharding.process_rows`.
       process_index: which process this is.
-      process_count: how many there are.
 
     Raises:
-      UserError: there are fewer rows than one batch of all processes takes.
+      UserError: there are fewer rows than one batch takes.
     """
     _check(rows, max_length, labels, pack)
-    needed = batch_size * process_count
+    if batch_size % streams:
+        raise ValueError(f"streams={streams} must divide batch_size={batch_size}")
     available = -(-sum(map(len, rows)) // max_length) if pack else len(rows)
-    if available < needed:
+    if available < batch_size:
         kind = f"rows of {max_length} tokens when packed" if pack else "rows"
-        raise UserError(f"the training data fill {available} {kind}, fewer than one batch of {needed}; "
+        raise UserError(f"the training data fill {available} {kind}, fewer than one batch of {batch_size}; "
                         f"use more data or train.batch_size of at most {available}")  # fmt: skip
     order = grain.MapDataset.source(_Rows(rows, labels)).seed(seed).shuffle().repeat()
-    dataset: Any = order[process_index::process_count].to_iter_dataset(_IN_THREAD)
-    if pack:
-        dataset = _packed(dataset, max_length, pad_id, seed).batch(batch_size, batch_fn=_stack)
-    else:
-        dataset = dataset.batch(batch_size, batch_fn=functools.partial(_pad, max_length=max_length, pad_id=pad_id))
-    return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=_PREFETCHED_BATCHES))
+    size = batch_size // streams
+
+    def stream(number: int) -> grain.DatasetIterator[Batch]:
+        dataset: Any = order[number::streams].to_iter_dataset(_IN_THREAD)
+        if pack:
+            dataset = _packed(dataset, max_length, pad_id, seed).batch(size, batch_fn=_stack)
+        else:
+            dataset = dataset.batch(size, batch_fn=functools.partial(_pad, max_length=max_length, pad_id=pad_id))
+        return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=_PREFETCHED_BATCHES))
+
+    def touched(part: slice) -> set[int]:
+        start, stop, _ = part.indices(batch_size)
+        return set(range(start // size, -(-stop // size)))
+
+    mine = sorted(touched(parts[process_index]))
+    elsewhere = set().union(*map(touched, parts[:process_index]))
+    start, stop, _ = parts[process_index].indices(batch_size)
+    part = slice(start - mine[0] * size, stop - mine[0] * size)
+    return Streams({number: stream(number) for number in mine}, streams, part, set(mine) - elsewhere)
+
+
+class Streams(Iterator[Batch]):
+    """The streams that a process runs, as one iterator over its part of the batches.
+
+    `get_state` and `set_state` resume it exactly, in any process of any run with as many streams.
+    """
+
+    def __init__(
+        self, running: Mapping[int, grain.DatasetIterator[Batch]], count: int, part: slice, kept: Iterable[int]
+    ):
+        """Joins the batches of consecutive streams.
+
+        Args:
+          running: number -> the iterator of a stream.
+          count: how many streams there are in all processes.
+          part: the rows that the process takes of all those that the running streams give.
+          kept: the streams whose position this process writes into a checkpoint; of several that run the same
+            stream, it is one's.
+        """
+        self._running, self._count, self._part = dict(running), count, part
+        self.kept = frozenset(map(_state_name, kept))
+
+    def __next__(self) -> Batch:
+        batches = [next(stream) for stream in self._running.values()]
+        joined = batches[0]
+        if len(batches) > 1:
+            joined = {name: np.concatenate([batch[name] for batch in batches]) for name in joined}
+        return {name: column[self._part] for name, column in joined.items()}
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the position of each running stream under its name, as JSON can hold it."""
+        return {
+            _state_name(number): {"streams": self._count, "position": stream.get_state()}
+            for number, stream in self._running.items()
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes to the positions that `get_state` gave; names of streams that do not run here are ignored.
+
+        Raises:
+          UserError: they are of another number of streams.
+        """
+        for name in map(_state_name, self._running):
+            if state.get(name, {}).get("streams") != self._count:
+                raise UserError(f"data.streams={self._count}: the saved position of the data is another iterator's, "
+                                f"with {', '.join(sorted(state)) or 'nothing'}")  # fmt: skip
+        for number, stream in self._running.items():
+            stream.set_state(state[_state_name(number)]["position"])
+
+    def close(self) -> None:
+        """Ends the threads that work ahead."""
+        for stream in self._running.values():
+            stream.close()
+
+
+def _state_name(stream: int) -> str:
+    return f"stream_{stream}"
 
 
 def evaluation_batches(
@@ -114,14 +192,12 @@ def evaluation_batches(
     labels: np.ndarray | None = None,
     pack: bool,
     pad_id: int,
+    parts: Sequence[slice] = (slice(None),),
     process_index: int = 0,
-    process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Yields this process's batches of one pass, in order; each row is in exactly one batch of one process.
+    """Yields this process's part of the batches of one pass, in order; each row is in exactly one batch.
 
-    Batch k of process 0, then of process 1, ... hold consecutive rows. The last batches are filled up with rows
-    of weight 0, all padding, so that every process yields the same number of batches of the same shape.
-    The arguments are those of `training_batches`.
+    The last batch is filled up with rows of weight 0, all padding. The arguments are those of `training_batches`.
     """
     _check(rows, max_length, labels, pack)
     if not len(rows):
@@ -131,10 +207,12 @@ def evaluation_batches(
         table = _stack(list(_packed(source, max_length, pad_id, None)))
     else:
         table = _pad(list(_Rows(rows, labels)), max_length, pad_id)
-    first, stride, total = process_index * batch_size, process_count * batch_size, len(table["weight"])
-    for start in range(first, total + first, stride):
-        batch = {name: column[start : start + batch_size] for name, column in table.items()}
-        filler = {name: np.zeros((batch_size - len(part), *part.shape[1:]), part.dtype) for name, part in batch.items()}
+    first, stop, _ = parts[process_index].indices(batch_size)
+    for start in range(0, len(table["weight"]), batch_size):
+        batch = {name: column[start + first : start + stop] for name, column in table.items()}
+        filler = {
+            name: np.zeros((stop - first - len(part), *part.shape[1:]), part.dtype) for name, part in batch.items()
+        }
         filler["token_ids"] += np.int32(pad_id)
         yield {name: np.concatenate([part, filler[name]]) for name, part in batch.items()}
 

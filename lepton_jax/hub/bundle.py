@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh
 
-from lepton_jax import checkpoint, workdir
+from lepton_jax import checkpoint, processes, workdir
 from lepton_jax.compress import quantize_int8
 from lepton_jax.config import CheckpointConfig, ModelConfig, TaskConfig
 from lepton_jax.core import sharding
@@ -95,12 +95,15 @@ def complete(
 
 def describe(folder: Path, card: Card, tokenizer: Tokenizer | None) -> None:
     """Writes the card and the tokenizer into a folder, whose parameters come from checkpoints or from `write`."""
-    if jax.process_index() == 0:
+
+    def write() -> None:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if tokenizer is not None:
                 tokenizer.save(folder / "tokenizer")
         workdir.write_json(folder / "model.json", dataclasses.asdict(card))
+
+    processes.on_first(write)
 
 
 def write(folder: str | Path, bundle: Bundle) -> None:
@@ -111,7 +114,7 @@ def write(folder: str | Path, bundle: Bundle) -> None:
     """
     folder = Path(folder).expanduser()
     for name in ("params", "checkpoints"):
-        if (folder / name).exists():
+        if processes.on_first((folder / name).exists):
             raise UserError(f"{folder / name}: is there already; choose another folder")
     describe(folder, bundle.card, bundle.tokenizer)
     checkpoint.save_params(folder / "params", bundle.params)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lepton_jax import processes
 from lepton_jax.config import TrainConfig
 from lepton_jax.core.errors import UserError
 
@@ -61,15 +62,16 @@ class Guard:
         if self._rollbacks == self._config.max_rollbacks:
             path = self._workdir / f"bad_batch_{jax.process_index()}.npz"
             arrays: Any = {"step": number, **bad}
-            try:
-                np.savez(path, **arrays)
-                kept = f"the last batch is in {path.name}"
-            except OSError as error:
-                kept = f"the last batch could not be kept ({error.strerror})"
-            raise UserError(
-                f"{self._workdir}: the loss or gradient of {self._in_a_row} steps in a row up to step {number} was not "
-                f"finite, after going back {self._rollbacks} times; {kept}; lower "
-                f"train.learning_rate, or look at the data"
-            )
+            with processes.together():
+                try:
+                    np.savez(path, **arrays)
+                    kept = f"the last batch is in {path.name}"
+                except OSError as error:
+                    kept = f"the last batch could not be kept ({error.strerror})"
+                raise UserError(
+                    f"{self._workdir}: the loss or gradient of {self._in_a_row} steps in a row up to step {number} was "
+                    f"not finite, after going back {self._rollbacks} times; {kept}; lower "
+                    f"train.learning_rate, or look at the data"
+                )
         self._rollbacks += 1
         return True

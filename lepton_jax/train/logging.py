@@ -12,7 +12,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +21,7 @@ import jax
 import rich.console
 import rich.progress
 
+from lepton_jax import processes
 from lepton_jax.core.errors import UserError
 from lepton_jax.disk import writing
 from lepton_jax.train.board import Board
@@ -52,7 +53,8 @@ class MetricsLogger:
         self._writes = jax.process_index() == 0
         self._prints = self._writes and not quiet
         self._clock: tuple[int, int, float] | None = None  # step, tokens and time of the last training log
-        self._deferred: tuple[int, Mapping[str, Any], int] | None = None
+        self._deferred: tuple[int, Mapping[str, Any], Sequence[Any]] | None = None
+        self._tokens = 0  # of the deferred logs so far
         self._paused = 0.0  # seconds since then that were not training
         self._counted_steps, self._counted_tokens, self._counted_seconds = 0, 0, 0.0
         self._last_line = -_PLAIN_LINE_SECONDS
@@ -90,14 +92,15 @@ class MetricsLogger:
 
     def _open(self, start: int) -> None:
         """Opens the files to go on after a step; lines beyond it will be recorded again, so they are cut off."""
-        if self._writes:
-            kept = [line for line in read_metrics(self._workdir) if line["step"] <= start]
-            path = self._workdir / "metrics.jsonl"
-            replace_file(path, "".join(_to_line(line) for line in kept))
-            with writing(path):
-                self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-            with self._writing_board():
-                self._board = Board(self._workdir / "tensorboard", purge_step=start + 1 if start else None)
+        with processes.together():
+            if self._writes:
+                kept = [line for line in read_metrics(self._workdir) if line["step"] <= start]
+                path = self._workdir / "metrics.jsonl"
+                replace_file(path, "".join(_to_line(line) for line in kept))
+                with writing(path):
+                    self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+                with self._writing_board():
+                    self._board = Board(self._workdir / "tensorboard", purge_step=start + 1 if start else None)
 
     def _close(self) -> None:
         if self._writes:
@@ -134,14 +137,19 @@ class MetricsLogger:
         if self._prints:
             self._show(step, values, prefix)
 
-    def defer(self, step: int, metrics: Mapping[str, Any], tokens: int) -> None:
-        """Keeps metrics of training to be logged at the next `flush`: fetching them now would wait for their step."""
+    def defer(self, step: int, metrics: Mapping[str, Any], tokens: Sequence[Any]) -> None:
+        """Keeps metrics of training to be logged at the next `flush`: fetching them now would wait for their step.
+
+        Here `tokens` are the numbers of all steps since the last call, which need not be there yet either.
+        """
         self._deferred = (step, metrics, tokens)
 
     def flush(self) -> None:
         """Logs what was deferred, if anything."""
         if self._deferred is not None:
-            self.log(*self._deferred)
+            step, metrics, tokens = self._deferred
+            self._tokens += sum(map(int, tokens))
+            self.log(step, metrics, self._tokens)
             self._deferred = None
 
     @contextlib.contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -31,14 +32,19 @@ class Fitted:
     params: Any  # of the best checkpoint by `checkpoint.best`
 
 
+_count = jax.jit(jnp.count_nonzero)
+
+
 def check_mesh(config: Config, mesh: Mesh, where: str = "config") -> None:
-    """Raises UserError where rows, positions or heads of a run do not divide among the devices."""
+    """Raises UserError where rows, positions or heads of a run do not divide among the devices and processes."""
     rows, shape = sharding.row_shards(mesh), mesh.shape
     accumulate = config.train.accumulate
+    over = "the mesh's rows (data x fsdp)"
+    over += f" over {jax.process_count()} processes" * (jax.process_count() > 1)
     for field, size, parts, axes in (
-        ("train.batch_size", config.train.batch_size, rows * accumulate, "the mesh's rows (data x fsdp)"
-         + f" times train.accumulate={accumulate}" * (accumulate > 1)),
-        ("evaluate.batch_size", config.evaluate.batch_size, rows, "the mesh's rows (data x fsdp)"),
+        ("train.batch_size", config.train.batch_size, rows * accumulate,
+         over + f" times train.accumulate={accumulate}" * (accumulate > 1)),
+        ("evaluate.batch_size", config.evaluate.batch_size, rows, over),
         ("data.max_length", config.data.max_length, shape["sequence"], "the mesh's sequence"),
         # A model that comes from elsewhere is checked again when it is there.
         ("model.num_heads", 0 if config.model.init else config.model.num_heads, shape["tensor"], "the mesh's tensor"),
@@ -54,7 +60,7 @@ def fit(
     mesh: Mesh,
     task: Task,
     model: Transformer,
-    batches: Iterator[dict[str, np.ndarray]],
+    batches: Any,
     validation: Callable[[], Iterable[dict[str, np.ndarray]]],
     init: dict[str, Any] | None = None,
     until: int | None = None,
@@ -66,7 +72,8 @@ def fit(
       workdir: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
       mesh: the devices.
       task, model: the objective and the modules.
-      batches: endless training batches of this process's rows; a Grain iterator, whose position is saved.
+      batches: endless training batches of this process's rows, such as `data.batches.Streams`, whose position is
+        saved.
       validation: gives the batches of the validation set anew.
       init: parameters to start from, see `make_state`.
       until: stop, saved, after this step instead of the last one; the schedule does not change.
@@ -89,14 +96,16 @@ def fit(
         guard = Guard(config.train, workdir)
         guard.start(state.skipped)
         with watch_sigterm() as asked_to_stop, MetricsLogger(workdir, config.train.steps, step) as logger:
-            tokens = 0
+            tokens: list[jax.Array] = []  # of all processes, in each step since the last log
             while step < last:
                 step += 1
                 batch = next(batches)
-                tokens += int(np.count_nonzero(batch["attention_mask"])) * jax.process_count()
-                state, metrics = step_fn(state, sharding.put_batch(batch, mesh))
+                placed = sharding.put_batch(batch, mesh)
+                tokens.append(_count(placed["attention_mask"]))
+                state, metrics = step_fn(state, placed)
                 # Both look at an earlier step, now that the next one is under way: devices never wait.
                 logger.flush()
+                stops = asked_to_stop()
                 if guard.goes_back(step, metrics["skipped"], batch):
                     checkpoints.wait()
                     step, state = resume(None)  # the data stay where they are, past these batches
@@ -105,8 +114,8 @@ def fit(
                     continue
                 if step == 1 or step == last or step % config.train.log_every == 0:
                     logger.defer(step, metrics, tokens)
+                    tokens = []
                 evaluates = step == last or step % config.evaluate.every == 0
-                stops = asked_to_stop()
                 saves = stops or step == last or step % config.checkpoint.every == 0
                 if evaluates or saves:
                     with logger.paused():

@@ -90,6 +90,6 @@ def make_state(
         shared = {name: init[name] for name in state.params if name in init and name != "head"}
         # A step donates its state, and the caller's arrays must outlive that. `device_put` alone may share buffers.
         shared = jax.tree.map(jnp.copy, shared)
-        placed = jax.tree.map(jax.device_put, shared, {name: where.params[name] for name in shared})
+        placed = jax.tree.map(sharding.place, shared, {name: where.params[name] for name in shared})
         state = state.replace(params={**state.params, **placed})
     return state

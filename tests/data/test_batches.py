@@ -150,19 +150,61 @@ def test_packed_training_keeps_every_document_whole():
 
 
 @pytest.mark.parametrize("pack", [False, True])
-def test_processes_share_the_rows_of_an_epoch(pack):
+@pytest.mark.parametrize("streams", [1, 2, 4])
+def test_every_process_gets_its_rows_of_the_same_batches(pack, streams):
     rows = make_rows(2005)
-    alone = take(training_batches(rows, 32, LENGTH, pack=pack, seed=3, pad_id=PAD), 40)
-    shared = [
-        take(training_batches(rows, 16, LENGTH, pack=pack, seed=3, pad_id=PAD, process_index=p, process_count=2), 40)
-        for p in range(2)
-    ]
-    first, second = ({document[0] for batch in part[:16] for document in documents(batch)} for part in shared)
-    assert len(first) > 250 and len(second) > 250 and not first & second  # 256 rows each, less than an epoch
-    if not pack:  # then the batch of all processes is the batch of one
-        for step, batch in enumerate(alone):
-            together = [document for part in shared for document in documents(part[step])]
-            assert sorted(together) == sorted(documents(batch))
+    labels = None if pack else np.arange(2005, dtype=np.int32)
+    common = {"labels": labels, "pack": pack, "seed": 3, "pad_id": PAD, "streams": streams}
+    whole = take(training_batches(rows, 32, LENGTH, **common), 12)
+    assert len({batch["token_ids"].tobytes() for batch in whole}) == 12
+    for parts in (
+        [slice(0, 16), slice(16, 32)],
+        [slice(8 * p, 8 * p + 8) for p in range(4)],
+        [slice(0, 16), slice(0, 16), slice(16, 32), slice(16, 32)],  # a tensor axis over two processes
+        [slice(0, 4), slice(4, 20), slice(20, 32)],
+    ):
+        kept = []
+        for process in range(len(parts)):
+            iterator = training_batches(rows, 32, LENGTH, parts=parts, process_index=process, **common)
+            kept += iterator.kept
+            touched = {row * streams // 32 for row in range(32)[parts[process]]}
+            assert len(iterator.get_state()) == len(touched), "no stream runs in vain"
+            for batch, mine in zip(whole, take(iterator, 12), strict=True):
+                assert batch.keys() == mine.keys()
+                for name, column in batch.items():
+                    np.testing.assert_array_equal(mine[name], column[parts[process]])
+        assert sorted(kept) == [f"stream_{number}" for number in range(streams)], "each is saved by one process"
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("streams", [1, 2, 4])
+def test_each_row_occurs_once_an_epoch_over_all_streams(pack, streams):
+    rows = make_rows(2048)
+    batches = take(training_batches(rows, 32, LENGTH, pack=pack, seed=3, pad_id=PAD, streams=streams), 64)
+    found = [document[0] for batch in batches for document in documents(batch)]
+    if pack:  # first fit holds some back for fuller rows, and an epoch needs fewer batches
+        early = [document[0] for batch in batches[:24] for document in documents(batch)]
+        assert 768 < len(early) == len(set(early)) < 2048
+        assert set(found) == {row[0] for row in rows}
+    else:
+        assert sorted(found) == [row[0] for row in rows]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_stream_is_every_nth_row_of_the_common_order(pack):
+    rows = make_rows(4096)  # more than packing reads ahead, so all is of the first epoch
+    whole = take(training_batches(rows, 64, LENGTH, pack=False, seed=3, pad_id=PAD), 64)
+    order = [document[0] for batch in whole for document in documents(batch)]
+    halves = take(training_batches(rows, 8, LENGTH, pack=pack, seed=3, pad_id=PAD, streams=2), 8)
+    for number in range(2):
+        part = [
+            document[0]
+            for batch in halves
+            for document in documents({name: column[4 * number : 4 * number + 4] for name, column in batch.items()})
+        ]
+        assert set(part) <= set(order[number::2]) and len(part) >= 32
+        if not pack:
+            assert part == order[number::2][:32]
 
 
 @pytest.mark.parametrize("pack", [False, True])
@@ -185,6 +227,49 @@ def test_resume_is_exact(pack, steps):
             np.testing.assert_array_equal(a[name], b[name])
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_streams_resume_in_processes_that_did_not_save_them(pack):
+    def make(parts, process):
+        return training_batches(make_rows(400), 8, LENGTH, pack=pack, seed=5, pad_id=PAD, streams=4, parts=parts,
+                                process_index=process)  # fmt: skip
+
+    two = [slice(0, 4), slice(4, 8)]
+    saving = [make(two, process) for process in range(2)]
+    for _ in range(7):
+        for iterator in saving:
+            next(iterator)
+    state = {}
+    for iterator in saving:
+        found = iterator.get_state()
+        state |= json.loads(json.dumps({name: found[name] for name in iterator.kept}))
+    expected = [
+        np.concatenate([a["token_ids"], b["token_ids"]]) for a, b in zip(*(take(i, 9) for i in saving), strict=True)
+    ]
+    for parts in ([slice(None)], [slice(2 * p, 2 * p + 2) for p in range(4)]):
+        resumed = [make(parts, process) for process in range(len(parts))]
+        for iterator in resumed:
+            iterator.set_state(state)
+        batches = [take(iterator, 9) for iterator in resumed]
+        for step, tokens in enumerate(expected):
+            np.testing.assert_array_equal(np.concatenate([part[step]["token_ids"] for part in batches]), tokens)
+
+
+def test_a_position_of_another_number_of_streams_is_refused_and_changes_nothing():
+    def make(streams):
+        return training_batches(make_rows(40), 8, LENGTH, pack=False, seed=5, pad_id=PAD, streams=streams)
+
+    state, one = make(2).get_state(), make(1)
+    next(one)
+    before = one.get_state()
+    for wrong in (state, {}, {"process_0-of-1": {}}):
+        with pytest.raises(
+            UserError, match=r"data\.streams=1: the saved position of the data is another iterator's, with"
+        ):
+            one.set_state(wrong)
+    assert one.get_state() == before
+    one.close()
+
+
 def test_packing_the_news_corpus_leaves_less_than_three_percent_padding():
     texts = load_splits(DataConfig(train="tfds:news_articles"), None).train.texts
     tokenizer = train(texts, "bpe", 8192)
@@ -200,9 +285,10 @@ def test_packing_the_news_corpus_leaves_less_than_three_percent_padding():
 def test_evaluation_gives_each_row_once_and_every_process_as_many_batches(pack, count, processes):
     rows = make_rows(count)
     labels = None if pack else np.arange(count, dtype=np.int32)
+    shares = [slice(8 * p, 8 * p + 8) for p in range(processes)]
     parts = [
-        list(evaluation_batches(rows, 8, LENGTH, labels=labels, pack=pack, pad_id=PAD,
-                                process_index=p, process_count=processes))
+        list(evaluation_batches(rows, 8 * processes, LENGTH, labels=labels, pack=pack, pad_id=PAD,
+                                parts=shares, process_index=p))
         for p in range(processes)
     ]  # fmt: skip
     assert len({len(part) for part in parts}) == 1
@@ -229,7 +315,9 @@ def test_evaluation_of_nothing_yields_nothing():
 def test_errors():
     rows = make_rows(10)
     with pytest.raises(UserError, match=r"fill 10 rows, fewer than one batch of 12; .* train.batch_size of at most 10"):
-        training_batches(rows, 6, LENGTH, pack=False, seed=0, pad_id=PAD, process_count=2)
+        training_batches(rows, 12, LENGTH, pack=False, seed=0, pad_id=PAD, streams=2)
+    with pytest.raises(ValueError, match="streams=3 must divide batch_size=4"):
+        training_batches(rows, 4, LENGTH, pack=False, seed=0, pad_id=PAD, streams=3)
     with pytest.raises(UserError, match=r"fill \d rows of 16 tokens when packed, fewer than one batch of 10"):
         training_batches(rows, 10, LENGTH, pack=True, seed=0, pad_id=PAD)
     with pytest.raises(UserError, match=r"a row has \d+ tokens, more than max_length=4"):

@@ -140,12 +140,24 @@ def test_the_rate_leaves_out_compilation_and_pauses(tmp_path: Path, monkeypatch:
 def test_deferred_metrics_are_logged_once_and_before_what_a_pause_is_for(tmp_path: Path) -> None:
     with MetricsLogger(tmp_path, 4, quiet=True) as logger:
         logger.flush()  # nothing yet
-        logger.defer(1, {"loss": 1.0}, 8)
+        logger.defer(1, {"loss": 1.0}, [8])
         assert read_metrics(tmp_path) == []
         with logger.paused():
             logger.log(1, {"loss": 2.0}, prefix="validation")
         logger.flush()
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 1, "validation/loss": 2.0}]
+
+
+def test_the_tokens_of_deferred_logs_are_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    with MetricsLogger(tmp_path, 4, quiet=True) as logger:
+        for step, counts in ((1, [7]), (3, [jnp.int32(5), jnp.int32(6)]), (4, [jnp.int32(9)])):
+            now[0] += 10
+            logger.defer(step, {}, counts)
+            logger.flush()
+        assert logger.tokens_per_second == (5 + 6 + 9) / 20
+    assert [line.get("tokens_per_second") for line in read_metrics(tmp_path)] == [None, 1.1, 0.9]
 
 
 def test_plain_lines_where_there_is_no_terminal(
