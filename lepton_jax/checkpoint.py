@@ -22,13 +22,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import absl.logging
 import jax
@@ -42,6 +41,7 @@ from lepton_jax.config import CheckpointConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.disk import failed_write, writing
 from lepton_jax.manifest import DamagedError
+from lepton_jax.positions import DataIterator, RestorePositions, SavePositions
 
 State = TypeVar("State")
 PyTree = Any
@@ -49,46 +49,6 @@ PyTree = Any
 _UNFINISHED = "orbax-checkpoint-tmp"  # Orbax's name for a folder that it is still writing
 _DELETED = "deleted"
 _DAMAGED = "damaged"
-
-
-class DataIterator(Protocol):
-    """What a checkpoint needs of an iterator over the data, such as `data.batches.Streams`."""
-
-    @property
-    def kept(self) -> Collection[str]:
-        """The names of the state that this process writes; another one writes the others."""
-        ...
-
-    def get_state(self) -> dict[str, Any]:
-        """Returns name -> what JSON can hold: the position of each part that this process runs."""
-        ...
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to a position; raises UserError where it is another iterator's."""
-        ...
-
-
-class _Positions(ocp.CheckpointHandler):
-    """The item `data`: one small file a name. They are written before `save` returns: the position moves on."""
-
-    def save(self, directory: Any, args: _SavePositions) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for name, state in args.state.items():
-            (Path(directory) / f"{name}.json").write_text(json.dumps(state), encoding="utf-8")
-
-    def restore(self, directory: Any, args: _RestorePositions) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in Path(directory).glob("*.json")}
-
-
-@ocp.args.register_with_handler(_Positions, for_save=True)
-@dataclasses.dataclass
-class _SavePositions(ocp.args.CheckpointArgs):
-    state: dict[str, Any]
-
-
-@ocp.args.register_with_handler(_Positions, for_restore=True)
-@dataclasses.dataclass
-class _RestorePositions(ocp.args.CheckpointArgs):
-    pass
 
 
 class Checkpoints:
@@ -168,9 +128,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(params),
                     rest=ocp.args.StandardSave(rest),
-                    data=_SavePositions(
-                        {n: s for n, s in data_iterator.get_state().items() if n in data_iterator.kept}
-                    ),
+                    data=SavePositions({n: s for n, s in data_iterator.get_state().items() if n in data_iterator.kept}),
                 ),
             )
 
@@ -399,7 +357,7 @@ def _restore(
         name: ocp.args.StandardRestore(jax.tree.map(placed, tree)) for name, tree in items.items()
     }
     if data_iterator is not None:
-        targets["data"] = _RestorePositions()
+        targets["data"] = RestorePositions()
     restored = checkpointer.restore(path, args=ocp.args.Composite(**targets))
     if data_iterator is not None:
         data_iterator.set_state(restored["data"])

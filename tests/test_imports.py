@@ -13,13 +13,14 @@ PACKAGE = ROOT / "lepton_jax"
 # A file imports from its own folder and from lower floors.
 FLOORS = (
     {"core"},
-    {"config", "disk", "chatter", "rendezvous"},
+    {"config", "disk", "chatter", "rendezvous", "positions"},
     {"processes"},
     {"workdir"},
     {"manifest"},
     {"models", "data", "optim", "compress", "checkpoint", "report"},
     {"tasks", "hub"},
     {"train", "infer"},
+    {"plan"},
     {"stages"},
     {"main"},
 )
