@@ -1,15 +1,15 @@
 """What one train step would need on machines that are not here: memory a device, bytes sent, and the least time.
 
     python experiments/benchmarks/scaling.py [--devices=8,64,512] [--sizes=340M,7B]
-    TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu python experiments/benchmarks/scaling.py --topology=v5e:4x4  # needs jax[tpu]
+    TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu python experiments/benchmarks/scaling.py --topology=v5e:4x4
 
 The real train step of a run (masked LM, bfloat16, 8 rows of 512 tokens a device, AdamW, activations computed again in
-the backward pass) is compiled for so many simulated CPU devices, or by TPU's own compiler for the chips of a topology,
-none of which needs to be there. Nothing is run. Cost: one to two minutes a line.
+the backward pass) is compiled for so many simulated CPU devices, or, where jax[tpu] is installed, by TPU's own compiler
+for the chips of a topology, none of which needs to be there. Nothing is run. Cost: a minute or two a line.
 
-How to read it: `state` is what a device holds between steps: parameters, optimizer state, batch. `peak` is the most that
-it holds during one; only TPU's compiler says. `sent` are the bytes that a device sends in a step if every collective
-runs as a ring, in float32 where CPUs have no bfloat16 collectives and with an all-reduce where they have no
+How to read it: `state` is what a device holds between steps: parameters, optimizer state, batch. `peak` is the most
+that it holds during one; only TPU's compiler says. `sent` are the bytes that a device sends in a step if every
+collective runs as a ring, in float32 where CPUs have no bfloat16 collectives and with an all-reduce where they have no
 reduce-scatter. The times are the largest of three: FLOPs at the peak rate, reading and writing the state, and sending:
 no step is faster, and one is as fast only if all three overlap fully. `warnings` counts "involuntary full
 rematerialization".
