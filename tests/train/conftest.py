@@ -51,7 +51,7 @@ class Training:
 
     @functools.cached_property
     def model(self):
-        return Transformer(self.config, self.task.head, self.task.num_outputs).on(self.mesh)
+        return Transformer(self.config, self.task.head, self.task.num_outputs)
 
     @functools.cached_property
     def schedule(self):
@@ -76,7 +76,9 @@ class Training:
 
     def pure_step(self):
         chosen = trainable(self.optim, self.abstract.params)
-        return make_train_step(self.task, self.model, self.optimizer, self.schedule, chosen, self.train.accumulate)
+        return make_train_step(
+            self.task, self.model.on(self.mesh), self.optimizer, self.schedule, chosen, self.train.accumulate
+        )
 
     @functools.cached_property
     def step(self):
