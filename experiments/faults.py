@@ -3,8 +3,8 @@
     python experiments/faults.py --workdir=runs/faults [--times=5] [--seed=0] [--fault=NAME ...]
 
 One run trains undisturbed. For every fault the same command runs in a folder of its own, where it meets the fault
-`--times` times, at random moments and places, and is given again each time; then it may finish. Cost: about 15 seconds
-a fault and time on two cores, and a minute more a fault for the rest of its run.
+`--times` times, at random moments and places, and is given again each time; then it may finish. Cost: about 20 seconds
+a fault and time on two cores, so a quarter of an hour for five times.
 
 Survived means: a kill, a damaged checkpoint and a leftover do not keep the next command from going on, damage with a
 warning that names the file; SIGTERM ends with code 0; a disk that is full or read-only ends the run with one line that

@@ -88,6 +88,20 @@ def test_a_full_disk_stops_the_run_at_the_line_that_it_does_not_take(tmp_path: P
     assert {"train/loss"} <= {name for name, step in scalars(tmp_path) if step == logged + 1}
 
 
+def test_files_that_cannot_be_closed_do_not_hide_the_cause(tmp_path: Path) -> None:
+    def log(logger: MetricsLogger) -> None:
+        for step in range(1, 25):
+            logger.log(step, {"loss": 2.5})
+
+    with pytest.raises(UserError, match="tensorboard: cannot be written"), file_limit(1800):  # noqa: SIM117
+        with MetricsLogger(tmp_path, 900, quiet=True) as logger:
+            log(logger)
+    with pytest.raises(UserError, match="the cause"), file_limit(1800):  # noqa: SIM117
+        with MetricsLogger(tmp_path, 900, quiet=True) as logger:
+            log(logger)
+            raise UserError("the cause")
+
+
 def test_scalars_are_on_disk_before_a_checkpoint_is_made(tmp_path: Path) -> None:
     with MetricsLogger(tmp_path, 4, quiet=True) as logger:
         logger.log(1, {"loss": 2.5})

@@ -18,9 +18,8 @@ STABLE = OptimConfig(epsilon=1e-3, warmup_steps=4)
 TRAIN = TrainConfig(learning_rate=0.03, steps=100)
 SETTINGS = {"optim": STABLE, "train": TRAIN}
 MESHES = {  # and the part of a stack of query kernels that a device has
-    "data=8": (2, 16, 16), "fsdp=8": (2, 2, 16), "data=4,fsdp=2": (2, 8, 16), "fsdp=4,tensor=2": (2, 4, 8),
-    "data=2,fsdp=2,tensor=2": (2, 8, 8), "data=4,sequence=2": (2, 16, 16), "fsdp=2,tensor=2,sequence=2": (2, 8, 8),
-    "data=2,sequence=4": (2, 16, 16),
+    "data=8": (2, 16, 16), "fsdp=8": (2, 2, 16), "fsdp=4,tensor=2": (2, 4, 8), "data=2,fsdp=2,tensor=2": (2, 8, 8),
+    "fsdp=2,tensor=2,sequence=2": (2, 8, 8), "data=2,sequence=4": (2, 16, 16),
 }  # fmt: skip
 QUERY = "layers/attention/query/kernel"
 
