@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from lepton_jax import hub
+from lepton_jax import hub, processes
 from lepton_jax.config import OWN_MODEL_FIELDS, Config, ModelConfig, QuickstartConfig, runs
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
@@ -41,7 +41,8 @@ def make_mesh(config: Config, where: str) -> Mesh:
     shape = config.mesh.shape
     if shape == layout.AUTO:
         assumed, task, model = assume(config)
-        shape, reason = layout.choose(assumed, task, model, jax.devices(), where)
+        chosen = layout.choose(assumed, task, model, jax.devices(), where)
+        shape, reason = processes.gather(chosen)[0]  # hosts may differ in memory; process 0 decides
         if jax.process_index() == 0:
             print(reason)
     return sharding.make_mesh(shape)

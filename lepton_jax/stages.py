@@ -29,7 +29,7 @@ from lepton_jax.config import (
 from lepton_jax.core import sharding, trees
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import batches, splits, tokenizers
-from lepton_jax.data.cache import cache_folder, content_hash
+from lepton_jax.data.cache import cache_folder
 from lepton_jax.data.sources import Examples
 from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.infer.metrics import classification_metrics, regression_metrics
@@ -54,13 +54,11 @@ def run(config: Config | QuickstartConfig | ConvertConfig, folder: str | Path) -
       UserError: the folder holds another run, the devices do not fit the config, or the data are not usable.
     """
     folder = Path(folder)
-    meshes = []
     _keep_compiled(config.cache if isinstance(config, ConvertConfig) else runs(config)[0][1].data.cache)
-    with processes.together():
-        for where, each in runs(config):  # every check that needs no data, before any of them writes or trains
-            mesh = plan.make_mesh(each, where)
+    meshes = [plan.make_mesh(each, where) for where, each in runs(config)]
+    with processes.together():  # every check that needs no data, before any of them writes or trains
+        for (where, each), mesh in zip(runs(config), meshes, strict=True):
             check_mesh(each, mesh, where)
-            meshes.append(mesh)
     same = [dataclasses.replace(each, mesh=MeshConfig(each.mesh.shape)) for _, each in runs(config)]
     processes.require_equal("other configs", repr(same or config))
     if not isinstance(config, ConvertConfig) and config.dry_run:
@@ -232,9 +230,9 @@ def _fit(
                 "above 0"
             )
         check_mesh(dataclasses.replace(config, model=card.model), mesh)
-    held = [*rows["train"], *rows["validation"], *targets.values()]
-    data = content_hash((tokenizer.fingerprint, [part.tobytes() for part in held])) if jax.process_count() > 1 else ""
-    processes.require_equal("other data", data)
+    if jax.process_count() > 1:
+        held = (*rows["train"], *rows["validation"], *targets.values())
+        processes.require_equal("other data", f"{tokenizer.fingerprint} {batches.fingerprint(held)}")
     hub.describe(folder, card, tokenizer)
     model = Transformer(card.model, card.head, card.num_outputs)
     common: dict[str, Any] = {
@@ -296,9 +294,8 @@ def _measure(predictions: list[Prediction], examples: Examples, labels: tuple[st
 def _compress(config: Config, folder: Path, bundle: hub.Bundle) -> Predictor:
     """Writes the int8 model of a float bundle into a folder, and returns the predictor that it loads as."""
     card = dataclasses.replace(bundle.card, weights="int8", keep_float=config.compress.keep_float)
-    if not processes.on_first(
-        (folder / "params").exists
-    ):  # a run that was killed just after this does not write it again
+    # A run that was killed just after this does not write it again.
+    if not processes.on_first((folder / "params").exists):
         hub.write(folder, dataclasses.replace(bundle, params=quantize_int8(bundle.params, card.keep_float), card=card))
     return infer.load(folder, "int8", config.infer)
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,10 +18,9 @@ import pytest
 from lepton_jax import stages
 from lepton_jax.config import resolve
 from lepton_jax.core import sharding
+from lepton_jax.data.cache import locked
 from lepton_jax.train.logging import read_metrics
 from lepton_jax.workdir import read_json
-
-pytestmark = pytest.mark.xdist_group("processes")  # on two cores they are enough by themselves, and share their runs
 
 STEPS = 8
 TIMED = ("tokens_per_second", "wall_seconds", "int8.speedup", "pretrain.tokens_per_second")
@@ -32,13 +32,19 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-class Ended:
-    """A process that has ended: its exit code and what it printed, without what XLA's gloo says of itself."""
+class Ended(NamedTuple):
+    """A process that has ended: its exit code and what it printed."""
 
-    def __init__(self, process: subprocess.Popen[str], seconds: float):
-        out, self.err = process.communicate(timeout=seconds)
-        self.code = process.returncode
-        self.out = "".join(line for line in out.splitlines(keepends=True) if not line.startswith("[Gloo]"))
+    code: int
+    out: str
+    err: str
+
+
+def ended_of(process: subprocess.Popen[str], seconds: float) -> Ended:
+    """Waits for the end of a process; what XLA's gloo says of itself is left out."""
+    out, err = process.communicate(timeout=seconds)
+    lines = [line for line in out.splitlines(keepends=True) if not line.startswith("[Gloo]")]
+    return Ended(process.returncode, "".join(lines), err)
 
 
 class Command:
@@ -76,12 +82,12 @@ class Command:
             for number in range(count)
         ]
         try:
-            return [Ended(process, seconds) for process in running]
+            return [ended_of(process, seconds) for process in running]
         finally:
             for process in running:
                 process.kill()
 
-    def batches(self, record: str) -> list[dict[str, np.ndarray]]:
+    def batches(self, record: str | Path) -> list[dict[str, np.ndarray]]:
         """Returns the global batches that the processes of a run recorded, whose parts are in their order."""
         files = sorted(((self.folder / record).glob("*.npz")), key=lambda p: tuple(map(int, p.stem.split("_"))))
         steps: dict[int, list[Path]] = {}
@@ -170,28 +176,41 @@ def alone(command):
 
 
 @pytest.fixture(scope="module")
-def two(command):
-    """The run in two processes: (workdir, batches, processes)."""
-    ended = command.run(2, command.folder / "two", record="of_two")
-    assert [one.code for one in ended] == [0, 0], [one.err for one in ended]
-    return command.folder / "two", command.batches("of_two"), ended
+def two(command, tmp_path_factory):
+    """The run in two processes: (folder, with `workdir`, and `of_two` for the batches; the processes).
+
+    It is made once for all workers of pytest-xdist.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder /= "two_processes"
+    with locked(folder):
+        if not (folder / "ended.json").exists():
+            ended = command.run(2, folder / "workdir", record=folder / "of_two")
+            assert [one.code for one in ended] == [0, 0], [one.err for one in ended]
+            (folder / "ended.json").write_text(json.dumps(ended))
+    return folder, [Ended(*one) for one in json.loads((folder / "ended.json").read_text())]
 
 
 def test_two_processes_see_the_same_batches_and_losses_as_one(command, alone, two):
-    parts = [np.load(command.folder / "of_two" / f"0_{number}.npz")["token_ids"] for number in range(2)]
+    folder, workdir = two[0], two[0] / "workdir"
+    parts = [np.load(folder / "of_two" / f"0_{number}.npz")["token_ids"] for number in range(2)]
     assert [len(part) for part in parts] == [8, 8] and (parts[0] != parts[1]).any(), "each holds its own half"
-    assert max(batch["attention_mask"].max() for batch in two[1]) > 1, "documents are packed"
-    assert len({batch["token_ids"].tobytes() for batch in two[1][:STEPS]}) == STEPS
-    same(two[1], alone[1])
-    close(metrics(two[0]), metrics(alone[0]))
+    seen = command.batches(folder / "of_two")
+    assert max(batch["attention_mask"].max() for batch in seen) > 1, "documents are packed"
+    assert len({batch["token_ids"].tobytes() for batch in seen[:STEPS]}) == STEPS
+    same(seen, alone[1])
+    close(metrics(workdir), metrics(alone[0]))
     for step in (2, 8):
-        assert positions(two[0] / "checkpoints" / f"{step}") == positions(alone[0] / "checkpoints" / f"{step}")
-    assert positions(two[0] / "checkpoints" / "2") != positions(two[0] / "checkpoints" / "8")
-    assert set(positions(two[0] / "checkpoints" / "2")) == {"stream_0.json", "stream_1.json"}
+        assert positions(workdir / "checkpoints" / f"{step}") == positions(alone[0] / "checkpoints" / f"{step}")
+    assert positions(workdir / "checkpoints" / "2") != positions(workdir / "checkpoints" / "8")
+    assert set(positions(workdir / "checkpoints" / "2")) == {"stream_0.json", "stream_1.json"}
 
 
-def test_only_the_first_process_speaks_and_every_token_counts(two):
-    workdir, _, (first, second) = two
+def test_only_the_first_process_speaks_and_writes(two):
+    folder, (first, second) = two
+    workdir = folder / "workdir"
     assert f"step {STEPS}/{STEPS}: loss" in first.out and "Summary" in first.out and "more in" in first.out
     assert second.out == ""
     for one, number in ((first, 0), (second, 1)):
@@ -216,19 +235,20 @@ def test_sigterm_to_one_of_two_saves_one_step_and_the_run_goes_on_bit_for_bit(co
     steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert 0 < steps[-1] < STEPS and f"{steps[-1]} of {STEPS} steps are done and saved" in ended[0].out
     assert [line["step"] for line in metrics(workdir)] == list(range(1, steps[-1] + 1))
-    whole = arrays(two[0] / "checkpoints" / f"{STEPS}")
+    straight = two[0] / "workdir"
+    whole = arrays(straight / "checkpoints" / f"{STEPS}")
     assert any((value != whole[path]).any() for path, value in arrays(workdir / "checkpoints" / f"{steps[-1]}").items())
 
     ended = command.run(2, workdir, record="stopped_2")
     assert [one.code for one in ended] == [0, 0], [one.err for one in ended]
-    assert metrics(workdir) == metrics(two[0])
-    same([*command.batches("stopped_1"), *command.batches("stopped_2")], two[1])
+    assert metrics(workdir) == metrics(straight)
+    same([*command.batches("stopped_1"), *command.batches("stopped_2")], command.batches(two[0] / "of_two"))
     resumed = arrays(workdir / "checkpoints" / f"{STEPS}")
     assert resumed.keys() == whole.keys() and any("opt_state" in path for path in whole)
     for path, value in whole.items():
         np.testing.assert_array_equal(value, resumed[path], err_msg=path)
     last = "checkpoints", f"{STEPS}"
-    assert positions(workdir.joinpath(*last)) == positions(two[0].joinpath(*last))
+    assert positions(workdir.joinpath(*last)) == positions(straight.joinpath(*last))
 
 
 def test_a_run_goes_on_in_one_two_four_and_again_one_process(command, alone, monkeypatch):
@@ -280,13 +300,17 @@ def test_fine_tuning_in_two_processes_ends_with_the_same_summary(tmp_path, tiny_
 def test_bad_batches_take_all_processes_back_and_at_last_stop_them(command):
     flags = ["--config.train.max_skipped=2", "--config.train.max_rollbacks=1"]
     workdir = command.folder / "bad"
-    ended = command.run(2, workdir, *flags, each={0: {"poison": list(range(3, 20))}})
+    ended = command.run(2, workdir, *flags, record="bad_batches", each={0: {"poison": list(range(3, 20))}})
     assert [one.code for one in ended] == [2, 2], [one.err for one in ended]
     assert "is not finite: back to step 4, past these batches" in ended[0].out and ended[1].out == ""
     for one in ended:
         assert "was not finite, after going back 1 times; the last batch is in bad_batch_0.npz" in one.err
     bad = [np.load(workdir / f"bad_batch_{number}.npz") for number in range(2)]
-    assert np.isinf(bad[0]["weight"]).all() and (bad[1]["weight"] == 1).all() and bad[0]["step"] == bad[1]["step"]
+    assert bad[0]["step"] == bad[1]["step"] and (bad[0]["token_ids"] != bad[1]["token_ids"]).any()
+    seen = command.batches("bad_batches")
+    (number,) = [n for n, batch in enumerate(seen) if (batch["token_ids"][:8] == bad[0]["token_ids"]).all()]
+    assert number > 3 and np.isinf(seen[number]["weight"][:8]).all() and np.isfinite(seen[number]["weight"][8:]).all()
+    np.testing.assert_array_equal(seen[number]["token_ids"][8:], bad[1]["token_ids"])
 
 
 def test_when_one_process_fails_the_other_ends_too_and_names_it(command):
@@ -299,7 +323,7 @@ def test_when_one_process_fails_the_other_ends_too_and_names_it(command):
 def test_an_absent_process_is_named_by_all_that_are_there(command):
     port, flags = free_port(), ["--config.mesh.timeout=4"]
     running = [command.start(number, 3, port, command.folder / "absent", *flags) for number in (0, 2)]
-    ended = [Ended(process, 60) for process in running]
+    ended = [ended_of(process, 60) for process in running]
     assert [one.code for one in ended] == [2, 2]
     for one in ended:
         assert one.out == "" and one.err.splitlines()[-1] == (
@@ -328,7 +352,7 @@ def test_processes_that_differ_are_refused(command, tmp_path, what):
             running.append(command.start(number, 2, port, workdir, *flags))
         finally:
             os.chdir(here)
-    ended = [Ended(process, 60) for process in running]
+    ended = [ended_of(process, 60) for process in running]
     assert [one.code for one in ended] == [2, 2], [one.err for one in ended]
     for one in ended:
         message = f"processes 0 and 1 were started with other {what}; give all the same command and files"

@@ -16,6 +16,7 @@ A batch is a dict of arrays whose leading axis is rows:
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,15 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], max_length: int
     with np.load(path, allow_pickle=False) as stored:
         tokens, ends = stored["tokens"], stored["ends"]
     return np.split(tokens, ends[:-1]) if len(ends) else []
+
+
+def fingerprint(arrays: Iterable[np.ndarray]) -> str:
+    """Returns a hexadecimal hash of arrays in their order: of rows or labels."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def training_batches(

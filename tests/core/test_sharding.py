@@ -1,5 +1,7 @@
 """Meshes from text, and placement by path rules."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,3 +83,48 @@ def test_a_batch_is_split_over_data_and_fsdp():
     assert sharding.row_shards(mesh) == 4
     assert {shard.data.shape for shard in batch["x"].addressable_shards} == {(1, 2)}
     np.testing.assert_array_equal(batch["x"], np.arange(8).reshape(4, 2))
+
+
+class Split:
+    """A sharding of rows over devices of several processes, as `by_rows` would give it there."""
+
+    def __init__(self, *owners):
+        self._owners = owners
+
+    def devices_indices_map(self, shape):
+        size = shape[0] // len(self._owners)
+        return {
+            Device(owner, (number, copy)): (slice(number * size, (number + 1) * size),)
+            for number, owners in enumerate(self._owners)
+            for copy, owner in enumerate(owners)
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    process_index: int
+    place: tuple[int, int]
+
+
+@pytest.mark.parametrize(
+    ("owners", "parts"),
+    [
+        ([[0], [0], [1], [1]], [slice(0, 4), slice(4, 8)]),
+        ([[0, 0], [1, 1]], [slice(0, 4), slice(4, 8)]),  # a tensor axis within a process
+        ([[0, 1], [2, 3]], [slice(0, 4), slice(0, 4), slice(4, 8), slice(4, 8)]),  # and over two
+        ([[0, 1]], [slice(0, 8), slice(0, 8)]),
+    ],
+)
+def test_the_rows_of_each_process(monkeypatch, owners, parts):
+    monkeypatch.setattr(sharding, "by_rows", lambda mesh: Split(*owners))
+    assert sharding.process_rows(None, 8) == parts
+
+
+def test_rows_that_are_not_consecutive_are_refused(monkeypatch):
+    monkeypatch.setattr(sharding, "by_rows", lambda mesh: Split([0], [1], [0], [1]))
+    with pytest.raises(UserError, match=r"process 0 would hold the rows \[\(0, 2\), \(4, 6\)\] of a batch, not consec"):
+        sharding.process_rows(None, 8)
+
+
+def test_one_process_holds_all_rows():
+    assert sharding.process_rows(sharding.make_mesh("data=2,fsdp=2,tensor=2"), 8) == [slice(0, 8)]

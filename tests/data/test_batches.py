@@ -7,7 +7,13 @@ import pytest
 
 from lepton_jax.config import DataConfig
 from lepton_jax.core.errors import UserError
-from lepton_jax.data.batches import encode_documents, encode_examples, evaluation_batches, training_batches
+from lepton_jax.data.batches import (
+    encode_documents,
+    encode_examples,
+    evaluation_batches,
+    fingerprint,
+    training_batches,
+)
 from lepton_jax.data.splits import load_splits
 from lepton_jax.data.tokenizers import train
 from lepton_jax.data.tokenizers.layout import Layout, Slot
@@ -306,6 +312,19 @@ def test_evaluation_gives_each_row_once_and_every_process_as_many_batches(pack, 
                 assert documents(batch) == [tuple(rows[label]) for label in batch["labels"][real]]
     expected = [tuple(row) for row in rows]
     assert (sorted(found) == sorted(expected)) if pack else (found == expected)
+
+
+def test_a_fingerprint_is_of_numbers_types_and_bounds():
+    rows = [np.array([1, 2, 3], np.int32), np.array([4], np.int32)]
+    others = [
+        [np.array([1, 2], np.int32), np.array([3, 4], np.int32)],
+        [np.array([1, 2, 4], np.int32), np.array([4], np.int32)],
+        [np.array([1, 2, 3], np.float32), np.array([4], np.int32)],
+        rows[::-1],
+        [np.array([[1, 2, 3]], np.int32), np.array([4], np.int32)],
+    ]
+    assert len({fingerprint(each) for each in (rows, *others)}) == 6
+    assert fingerprint(rows) == fingerprint([np.arange(4, dtype=np.int32)[1:], rows[1].copy()])
 
 
 def test_evaluation_of_nothing_yields_nothing():
