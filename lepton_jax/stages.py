@@ -15,19 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lepton_jax import hub, infer, report, workdir
+from lepton_jax import hub, infer, plan, report, workdir
 from lepton_jax.compress import quantize_int8
 from lepton_jax.config import (
-    OWN_MODEL_FIELDS,
     CompressConfig,
     Config,
     ConvertConfig,
     InferConfig,
-    ModelConfig,
     QuickstartConfig,
     runs,
 )
-from lepton_jax.core import sharding, trees
+from lepton_jax.core import trees
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import batches, splits, tokenizers
 from lepton_jax.data.cache import cache_folder
@@ -36,9 +34,8 @@ from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.infer.metrics import classification_metrics, regression_metrics
 from lepton_jax.infer.predictor import Prediction, Predictor, speedup
 from lepton_jax.models.transformer import Transformer
-from lepton_jax.tasks import Task, make_task
-from lepton_jax.train import layout
-from lepton_jax.train.forecast import explain_out_of_memory, forecast
+from lepton_jax.tasks import make_task
+from lepton_jax.train.forecast import explain_out_of_memory
 from lepton_jax.train.logging import read_metrics
 from lepton_jax.train.loop import check_mesh, fit
 
@@ -58,11 +55,11 @@ def run(config: Config | QuickstartConfig | ConvertConfig, folder: str | Path) -
     meshes = []
     _keep_compiled(config.cache if isinstance(config, ConvertConfig) else runs(config)[0][1].data.cache)
     for where, each in runs(config):  # every check that needs no data, before any of them writes or trains
-        mesh = _make_mesh(each, where)
+        mesh = plan.make_mesh(each, where)
         check_mesh(each, mesh, where)
         meshes.append(mesh)
     if not isinstance(config, ConvertConfig) and config.dry_run:
-        return dry_run(config, meshes)
+        return plan.dry_run(config, meshes)
     workdir.claim(folder, config)
     if (folder / "summary.json").exists():
         return workdir.read_json(folder / "summary.json")
@@ -114,7 +111,7 @@ def pretrain(config: Config, folder: Path, mesh: Mesh) -> Summary:
     """Trains a tokenizer and a masked language model on text."""
     data = splits.load_splits(config.data, None)
     tokenizer = tokenizers.from_config(config.data, data.train.texts)
-    card = _card(config, "masked_lm", tokenizer)
+    card = plan.make_card(config, "masked_lm", tokenizer)
     rows = {
         name: batches.encode_documents(tokenizer, part.texts, card.max_length, config.data.cache)
         for name, part in (("train", data.train), ("validation", data.validation))
@@ -149,10 +146,8 @@ def finetune(config: Config, folder: Path, mesh: Mesh) -> Summary:
         if init.card.weights != "float32" or init.tokenizer is None:
             lack = "no tokenizer" if init.tokenizer is None else f"{init.card.weights} weights; training needs float32"
             raise UserError(f"config.model.init={config.model.init!r}: holds {lack}")
-        tokenizer, config = init.tokenizer, dataclasses.replace(config, model=_inherit(config, init.config))
-        vocab_size = -(-init.config.vocab_size // mesh.shape["tensor"]) * mesh.shape["tensor"]
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
-    card = _card(config, "classification", tokenizer, labels)
+        tokenizer, config = init.tokenizer, dataclasses.replace(config, model=plan.inherit(config, init.config, mesh))
+    card = plan.make_card(config, "classification", tokenizer, labels)
     card = dataclasses.replace(card, source=init.card.source if init else None)
     rows, targets = {}, {}
     for name, part in (("train", data.train), ("validation", data.validation)):
@@ -199,93 +194,6 @@ def convert(config: ConvertConfig, folder: Path) -> Summary:
         "convert.initialised": list(bundle.initialised),
         "convert.unexpected": list(bundle.unexpected),
     }
-
-
-def dry_run(config: Config | QuickstartConfig, meshes: Sequence[Mesh]) -> Summary:
-    """Returns what each training of a config needs (`Forecast`), compiled for its mesh. Nothing is written.
-
-    No data are read: where the data would decide, a tokenizer of `data.tokenizer_size` and two labels are assumed.
-    """
-    summary: Summary = {}
-    for (_, each), mesh in zip(runs(config), meshes, strict=True):
-        each, task, model = _assume(each)
-        found = forecast(each, mesh, task, model)
-        shape = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-        summary |= {f"{each.stage}.{name}": value for name, value in dataclasses.asdict(found).items()}
-        summary[f"{each.stage}.mesh"] = shape
-    return summary
-
-
-def _make_mesh(config: Config, where: str) -> Mesh:
-    """Returns the mesh that a config describes, over all devices; "auto" is resolved, and the reason printed."""
-    shape = config.mesh.shape
-    if shape == layout.AUTO:
-        assumed, task, model = _assume(config)
-        shape, reason = layout.choose(assumed, task, model, jax.devices(), where)
-        if jax.process_index() == 0:
-            print(reason)
-    return sharding.make_mesh(shape)
-
-
-def _assume(config: Config) -> tuple[Config, Task, Transformer]:
-    """Returns (config, task, model) of a run before its data are read, as far as the config tells, see `dry_run`."""
-    if config.model.init:
-        base = hub.load(config.model.init, cache=config.data.cache).config
-        config = dataclasses.replace(config, model=_inherit(config, base))
-    tokenizer: Any = _AssumedTokenizer(config.model.vocab_size or config.data.tokenizer_size)
-    if config.data.tokenizer not in ("unigram", "bpe") and not config.model.vocab_size:
-        tokenizer = tokenizers.from_config(config.data, ())
-    labels = ("0", "1") if config.task.name == "classification" else ()
-    card = _card(config, "masked_lm" if config.task.name == "masked_lm" else "classification", tokenizer, labels)
-    model = Transformer(card.model, card.head, card.num_outputs)
-    return config, make_task(config.task, tokenizer, len(labels)), model
-
-
-@dataclasses.dataclass(frozen=True)
-class _AssumedTokenizer:
-    """What an objective asks of a tokenizer, for one that is not there yet."""
-
-    vocab_size: int
-    pad_id: int = 0
-    unk_id: int = 1
-    cls_id: int = 2
-    sep_id: int = 3
-    mask_id: int = 4
-
-
-def _card(config: Config, head: Any, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> hub.Card:
-    """Returns the card of the model that a run trains; its vocabulary is the tokenizer's, rounded up to 64s."""
-    size = config.model.vocab_size or -(-tokenizer.vocab_size // 64) * 64
-    if size < tokenizer.vocab_size:
-        pieces = tokenizer.vocab_size
-        raise UserError(
-            f"config.model.vocab_size={size}: the tokenizer has {pieces} pieces; leave it 0, or at least that"
-        )
-    model = dataclasses.replace(config.model, vocab_size=size, init="")
-    return hub.Card(model, head, config.task, config.data.max_length, labels, checkpoint=config.checkpoint)
-
-
-def _inherit(config: Config, base: ModelConfig) -> ModelConfig:
-    """Returns the settings of the model that a run starts from, with the run's own where it may have its own.
-
-    Raises:
-      UserError: the config sets another architecture than that model has, or asks for longer sequences.
-    """
-    own = {name: getattr(config.model, name) for name in OWN_MODEL_FIELDS}
-    model = dataclasses.replace(base, **own)
-    default = ModelConfig()
-    for field in dataclasses.fields(ModelConfig):
-        wanted, has = getattr(config.model, field.name), getattr(model, field.name)
-        if wanted != has and wanted != getattr(default, field.name):
-            source = f"the model in {config.model.init} has {has!r}"
-            raise UserError(f"config.model.{field.name}={wanted!r}: {source}; leave the field out")
-    longest = model.max_positions - model.position_offset
-    if config.data.max_length > longest:
-        raise UserError(
-            f"config.data.max_length={config.data.max_length}: longer than the model in {config.model.init}; "
-            f"at most {longest}"
-        )
-    return model
 
 
 def _fit(
@@ -338,7 +246,7 @@ def _fit(
 
 
 def _pad_vocabulary(embeddings: dict[str, Any], size: int) -> dict[str, Any]:
-    """Returns embeddings whose token table has `size` rows, the new ones 0: devices share a vocabulary evenly."""
+    """Returns embeddings whose token table has `size` rows, the new ones 0, see `plan.inherit`."""
     table = embeddings["token"]
     return embeddings | {"token": jnp.pad(table, ((0, size - table.shape[0]), (0, 0)))}
 

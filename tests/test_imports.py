@@ -19,6 +19,7 @@ FLOORS = (
     {"models", "data", "optim", "compress", "checkpoint", "report"},
     {"tasks", "hub"},
     {"train", "infer"},
+    {"plan"},
     {"stages"},
     {"main"},
 )

@@ -57,8 +57,8 @@ def attention(
       [B, T, H, K] in the dtype of q; logits and softmax are computed in float32.
     """
     T = q_BxTxHxK.shape[1]
-    # Each device has its own queries and the keys and values of all: context parallelism, which serves any mask (Llama 3,
-    # arXiv:2407.21783, section 3.3.2).
+    # Each device has its own queries and the keys and values of all: context parallelism, which serves any mask
+    # (Llama 3, arXiv:2407.21783, section 3.3.2).
     k_BxSxHxK, v_BxSxHxK = (constrain(x, mesh, ROW_AXES, None, "tensor", None) for x in (k_BxSxHxK, v_BxSxHxK))
     logits_BxHxTxS = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxSxHxK, preferred_element_type=jnp.float32)
     logits_BxHxTxS = logits_BxHxTxS * (1 / math.sqrt(q_BxTxHxK.shape[-1]) if scale is None else scale)

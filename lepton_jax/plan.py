@@ -1,0 +1,111 @@
+"""What is known of a training before its data are read: its mesh, its model's card, and what it will need."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from lepton_jax import hub
+from lepton_jax.config import OWN_MODEL_FIELDS, Config, ModelConfig, QuickstartConfig, runs
+from lepton_jax.core import sharding
+from lepton_jax.core.errors import UserError
+from lepton_jax.data import tokenizers
+from lepton_jax.data.tokenizers import Tokenizer
+from lepton_jax.models.transformer import Transformer
+from lepton_jax.tasks import Task, make_task
+from lepton_jax.train import layout
+from lepton_jax.train.forecast import forecast
+
+
+def dry_run(config: Config | QuickstartConfig, meshes: Sequence[Mesh]) -> dict[str, Any]:
+    """Returns what each training of a config needs (`Forecast`), compiled for its mesh. Nothing is written.
+
+    No data are read: where the data would decide, a tokenizer of `data.tokenizer_size` and two labels are assumed.
+    """
+    summary: dict[str, Any] = {}
+    for (_, each), mesh in zip(runs(config), meshes, strict=True):
+        each, task, model = assume(each, mesh)
+        found = forecast(each, mesh, task, model)
+        shape = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+        summary |= {f"{each.stage}.{name}": value for name, value in dataclasses.asdict(found).items()}
+        summary[f"{each.stage}.mesh"] = shape
+    return summary
+
+
+def make_mesh(config: Config, where: str) -> Mesh:
+    """Returns the mesh that a config describes, over all devices; "auto" is resolved, and the reason printed."""
+    shape = config.mesh.shape
+    if shape == layout.AUTO:
+        assumed, task, model = assume(config)
+        shape, reason = layout.choose(assumed, task, model, jax.devices(), where)
+        if jax.process_index() == 0:
+            print(reason)
+    return sharding.make_mesh(shape)
+
+
+def assume(config: Config, mesh: Mesh | None = None) -> tuple[Config, Task, Transformer]:
+    """Returns (config, task, model) of a run before its data are read, as far as the config tells, see `dry_run`."""
+    if config.model.init:
+        base = hub.load(config.model.init, cache=config.data.cache).config
+        config = dataclasses.replace(config, model=inherit(config, base, mesh))
+    tokenizer: Any = _AssumedTokenizer(config.model.vocab_size or config.data.tokenizer_size)
+    if config.data.tokenizer not in ("unigram", "bpe") and not config.model.vocab_size:
+        tokenizer = tokenizers.from_config(config.data, ())
+    labels = ("0", "1") if config.task.name == "classification" else ()
+    card = make_card(config, "masked_lm" if config.task.name == "masked_lm" else "classification", tokenizer, labels)
+    model = Transformer(card.model, card.head, card.num_outputs)
+    return config, make_task(config.task, tokenizer, len(labels)), model
+
+
+@dataclasses.dataclass(frozen=True)
+class _AssumedTokenizer:
+    """What an objective asks of a tokenizer, for one that is not there yet."""
+
+    vocab_size: int
+    pad_id: int = 0
+    unk_id: int = 1
+    cls_id: int = 2
+    sep_id: int = 3
+    mask_id: int = 4
+
+
+def make_card(config: Config, head: Any, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> hub.Card:
+    """Returns the card of the model that a run trains; its vocabulary is the tokenizer's, rounded up to 64s."""
+    size = config.model.vocab_size or -(-tokenizer.vocab_size // 64) * 64
+    if size < tokenizer.vocab_size:
+        pieces = tokenizer.vocab_size
+        raise UserError(
+            f"config.model.vocab_size={size}: the tokenizer has {pieces} pieces; leave it 0, or at least that"
+        )
+    model = dataclasses.replace(config.model, vocab_size=size, init="")
+    return hub.Card(model, head, config.task, config.data.max_length, labels, checkpoint=config.checkpoint)
+
+
+def inherit(config: Config, base: ModelConfig, mesh: Mesh | None) -> ModelConfig:
+    """Returns the settings of the model that a run starts from, with the run's own where it may have its own.
+
+    Its vocabulary is rounded up to what the mesh, if it is known, shares evenly.
+
+    Raises:
+      UserError: the config sets another architecture than that model has, or asks for longer sequences.
+    """
+    own = {name: getattr(config.model, name) for name in OWN_MODEL_FIELDS}
+    model = dataclasses.replace(base, **own)
+    default = ModelConfig()
+    for field in dataclasses.fields(ModelConfig):
+        wanted, has = getattr(config.model, field.name), getattr(model, field.name)
+        if wanted != has and wanted != getattr(default, field.name):
+            source = f"the model in {config.model.init} has {has!r}"
+            raise UserError(f"config.model.{field.name}={wanted!r}: {source}; leave the field out")
+    longest = model.max_positions - model.position_offset
+    if config.data.max_length > longest:
+        raise UserError(
+            f"config.data.max_length={config.data.max_length}: longer than the model in {config.model.init}; "
+            f"at most {longest}"
+        )
+    parts = mesh.shape["tensor"] if mesh else 1
+    return dataclasses.replace(model, vocab_size=-(-model.vocab_size // parts) * parts)
