@@ -28,7 +28,7 @@ def dry_run(config: Config | QuickstartConfig, meshes: Sequence[Mesh]) -> dict[s
     """
     summary: dict[str, Any] = {}
     for (_, each), mesh in zip(runs(config), meshes, strict=True):
-        each, task, model = assume(each)
+        each, task, model = assume(each, mesh)
         found = forecast(each, mesh, task, model)
         shape = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
         summary |= {f"{each.stage}.{name}": value for name, value in dataclasses.asdict(found).items()}
@@ -48,11 +48,11 @@ def make_mesh(config: Config, where: str) -> Mesh:
     return sharding.make_mesh(shape)
 
 
-def assume(config: Config) -> tuple[Config, Task, Transformer]:
+def assume(config: Config, mesh: Mesh | None = None) -> tuple[Config, Task, Transformer]:
     """Returns (config, task, model) of a run before its data are read, as far as the config tells, see `dry_run`."""
     if config.model.init:
         base = hub.load(config.model.init, cache=config.data.cache).config
-        config = dataclasses.replace(config, model=inherit(config, base))
+        config = dataclasses.replace(config, model=inherit(config, base, mesh))
     tokenizer: Any = _AssumedTokenizer(config.model.vocab_size or config.data.tokenizer_size)
     if config.data.tokenizer not in ("unigram", "bpe") and not config.model.vocab_size:
         tokenizer = tokenizers.from_config(config.data, ())
@@ -86,8 +86,10 @@ def make_card(config: Config, head: Any, tokenizer: Tokenizer, labels: tuple[str
     return hub.Card(model, head, config.task, config.data.max_length, labels, checkpoint=config.checkpoint)
 
 
-def inherit(config: Config, base: ModelConfig) -> ModelConfig:
+def inherit(config: Config, base: ModelConfig, mesh: Mesh | None) -> ModelConfig:
     """Returns the settings of the model that a run starts from, with the run's own where it may have its own.
+
+    Its vocabulary is rounded up to what the mesh, if it is known, shares evenly.
 
     Raises:
       UserError: the config sets another architecture than that model has, or asks for longer sequences.
@@ -106,4 +108,5 @@ def inherit(config: Config, base: ModelConfig) -> ModelConfig:
             f"config.data.max_length={config.data.max_length}: longer than the model in {config.model.init}; "
             f"at most {longest}"
         )
-    return model
+    parts = mesh.shape["tensor"] if mesh else 1
+    return dataclasses.replace(model, vocab_size=-(-model.vocab_size // parts) * parts)

@@ -26,7 +26,7 @@ from lepton_jax.config import (
     QuickstartConfig,
     runs,
 )
-from lepton_jax.core import sharding, trees
+from lepton_jax.core import trees
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import batches, splits, tokenizers
 from lepton_jax.data.cache import cache_folder
@@ -159,9 +159,8 @@ def finetune(config: Config, folder: Path, mesh: Mesh) -> Summary:
                 no_floats = f"{init.card.weights} weights; training needs float32"
                 lack = "no tokenizer" if init.tokenizer is None else no_floats
                 raise UserError(f"config.model.init={config.model.init!r}: holds {lack}")
-            tokenizer, config = init.tokenizer, dataclasses.replace(config, model=plan.inherit(config, init.config))
-            vocab_size = -(-init.config.vocab_size // mesh.shape["tensor"]) * mesh.shape["tensor"]
-            config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
+            model = plan.inherit(config, init.config, mesh)
+            tokenizer, config = init.tokenizer, dataclasses.replace(config, model=model)
         card = plan.make_card(config, "classification", tokenizer, labels)
         card = dataclasses.replace(card, source=init.card.source if init else None)
         rows, targets = {}, {}
@@ -272,7 +271,7 @@ def _fit(
 
 
 def _pad_vocabulary(embeddings: dict[str, Any], size: int) -> dict[str, Any]:
-    """Returns embeddings whose token table has `size` rows, the new ones 0: devices share a vocabulary evenly."""
+    """Returns embeddings whose token table has `size` rows, the new ones 0, see `plan.inherit`."""
     table = embeddings["token"]
     return embeddings | {"token": jnp.pad(table, ((0, size - table.shape[0]), (0, 0)))}
 

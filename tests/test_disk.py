@@ -63,19 +63,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture
-def permissions(tmp_path: Path) -> None:
-    """Skips where a process can write into a folder that nobody may write into."""
-    folder = tmp_path / "locked"
-    folder.mkdir(mode=0o555)
-    write = ["-c", f"open({str(folder / 'file')!r}, 'w')"]
-    done = subprocess.run([sys.executable, "-c", LAUNCH, "-1", *write], capture_output=True, check=False)
-    folder.chmod(0o755)
-    if done.returncode == 0:
-        pytest.skip("permissions do not stop this user")
-    shutil.rmtree(folder)
-
-
 # --- the words
 
 
@@ -135,7 +122,6 @@ def test_a_disk_that_is_full_at_the_start(recipe: Any, tmp_path: Path) -> None:
     assert contents(tmp_path / "run") == {}
 
 
-@pytest.mark.usefixtures("permissions")
 def test_a_folder_that_is_read_only_at_the_start(recipe: Any, tmp_path: Path, quickstart: Path) -> None:
     file, folder = recipe("pretrain"), tmp_path / "run"
     folder.mkdir(mode=0o555)
@@ -155,7 +141,6 @@ def test_a_folder_that_is_read_only_at_the_start(recipe: Any, tmp_path: Path, qu
     assert contents(folder) == before
 
 
-@pytest.mark.usefixtures("permissions")
 def test_a_folder_that_becomes_read_only_stops_the_run(recipe: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     # Far enough apart that the next save has not begun: it is the making of its folder that fails.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -18,6 +19,7 @@ from lepton_jax.config import default_config, resolve
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.core.weights import Int8
+from lepton_jax.models.transformer import Transformer
 from lepton_jax.train import loop
 from lepton_jax.train.logging import read_metrics
 from lepton_jax.workdir import read_json
@@ -166,6 +168,46 @@ def test_a_dry_run_says_what_each_training_needs_and_writes_nothing(quickstart, 
     if stage != "finetune":  # the vocabulary of the data may be smaller than the one that is assumed
         real = json.loads((quickstart / "summary.json").read_text())["pretrain.parameters"]
         assert real <= summary["pretrain.parameters"] < 2 * real
+
+
+def test_an_automatic_mesh_is_chosen_before_anything_is_written(tiny_config, tmp_path, capsys):
+    config = tiny_config("pretrain")
+    config.dry_run, config.mesh.shape, config.train.batch_size = True, "auto", 4
+    summary = stages.run(resolve(config), tmp_path / "run")
+    assert summary["pretrain.mesh"] == "data=4,fsdp=1,tensor=2,sequence=1"
+    assert "config.mesh.shape: data=4,tensor=2; of " in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_vocabulary_that_the_mesh_does_not_divide_gets_rows_of_zeros(make_bundle, tiny_config, tmp_path):
+    """And trains as it does where nothing is split."""
+    bundle = make_bundle(labels=("bad", "good"))
+    odd = dataclasses.replace(bundle.config, vocab_size=401)
+    table = bundle.params["embeddings"]["token"]
+    assert table.shape[0] > 401 >= bundle.tokenizer.vocab_size
+    params = bundle.params | {"embeddings": bundle.params["embeddings"] | {"token": table[:401]}}
+    card = dataclasses.replace(bundle.card, model=odd)
+    hub.write(
+        tmp_path / "odd", hub.Bundle(Transformer(odd, card.head, card.num_outputs), params, bundle.tokenizer, card)
+    )
+    losses, tables = {}, {}
+    for shape in ("data=4,tensor=2", "data=8"):
+        config = tiny_config("finetune")
+        config.model = default_config("finetune").model
+        config.model.init, config.mesh.shape, config.compress.method = str(tmp_path / "odd"), shape, "none"
+        config.train.steps = 4
+        if shape == "data=4,tensor=2":
+            config.dry_run = True
+            stages.run(resolve(config), tmp_path / "dry")
+            config.dry_run = False
+        stages.run(resolve(config), tmp_path / shape)
+        losses[shape] = [line["loss"] for line in read_metrics(tmp_path / shape) if "loss" in line]
+        tables[shape] = np.asarray(hub.load(tmp_path / shape).params["embeddings"]["token"])
+    split, whole = tables.values()
+    assert (split.shape[0], whole.shape[0]) == (402, 401) and not split[401].any()
+    assert np.abs(whole - table[:401]).max() > 1e-3, "it has trained"
+    np.testing.assert_allclose(split[:401], whole, atol=1e-4)
+    np.testing.assert_allclose(*losses.values(), rtol=1e-4)
 
 
 def test_an_out_of_memory_says_what_the_step_needs(tiny_config, tmp_path, monkeypatch):

@@ -52,6 +52,7 @@ def parse(text: str) -> list[Collective]:
     calls: dict[str, list[tuple[str, int | None, str | None]]] = {}
     bounds: dict[str, list[int]] = {}  # the integer constants of a computation
     entry = name = ""
+    everyone = int(partitions[1]) if (partitions := re.search(r"\bnum_partitions=(\d+)", text)) else 1
     for line in text.splitlines():
         if start := _COMPUTATION.match(line):
             name = start[2]
@@ -60,7 +61,7 @@ def parse(text: str) -> list[Collective]:
         elif name and (op := _OP.match(line)):
             result, kind, rest = op.groups()
             if kind.removesuffix("-start") in KINDS:
-                found[name].append(_collective(result, kind, rest))
+                found[name].append(_collective(result, kind, rest, everyone))
             if kind == "constant" and (number := re.match(r"(\d+)\)", rest)):
                 bounds[name].append(int(number[1]))
             trips, condition = _TRIPS.search(rest), re.search(r"condition=%?([\w.\-]+)", rest)
@@ -83,9 +84,9 @@ def parse(text: str) -> list[Collective]:
     return collect(entry)
 
 
-def _collective(result: str, kind: str, rest: str) -> Collective:
-    """Returns the collective of one line: its result's type, its name and what follows."""
-    group = _group_size(rest)
+def _collective(result: str, kind: str, rest: str, everyone: int) -> Collective:
+    """Returns the collective of one line: its result's type, its name and what follows; `everyone` counts devices."""
+    group = _group_size(rest, everyone)
     started, kind = kind.endswith("-start"), kind.removesuffix("-start")
     sizes = [int(math.prod(map(int, filter(None, shape.split(",")))) * _width(dtype))
              for dtype, shape in _SHAPE.findall(result)]  # fmt: skip
@@ -101,8 +102,11 @@ def _width(dtype: str) -> float:
     return int(bits[0]) / 8 if bits else 1
 
 
-def _group_size(rest: str) -> int:
-    """Returns how many devices form one group: {{0,1},{2,3}}, [2,2]<=[4] and mesh['a'=2,'b'=2] {'b'} have two."""
+def _group_size(rest: str, everyone: int) -> int:
+    """Returns how many devices form one group: {{0,1},{2,3}}, [2,2]<=[4] and mesh['a'=2,'b'=2] {'b'} have two.
+
+    Without groups, as in {} and where pairs take their place, all devices are one.
+    """
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
         axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", named[2])  # 'b':(1)2 is a part of size 2 of an axis
@@ -111,4 +115,4 @@ def _group_size(rest: str) -> int:
         return int(iota[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return listed[1].count(",") + 1
-    return 2
+    return everyone

@@ -1,7 +1,8 @@
 """The device mesh, and where each array lies on it.
 
 Axes: `data` copies parameters and splits rows; `fsdp` splits rows and also shards parameters and optimizer state
-(ZeRO-3); `tensor` splits the matrices of a layer (Megatron). Ordered path rules give a parameter its axes.
+(ZeRO-3); `tensor` splits the matrices of a layer (Megatron); `sequence` splits the positions of a row. Ordered path
+rules give a parameter its axes, `constrain` an activation.
 """
 
 from __future__ import annotations
@@ -136,7 +137,6 @@ def by_parts(fn: Callable[[jax.Array, Any], jax.Array], x: jax.Array, tables: An
     if T % pieces:  # every device of a sequence computes all of it
         tables, pieces = jax.tree.map(lambda leaf: leaf[:, :1], tables), 1
     parts = x.reshape(rows, B // rows, pieces, T // pieces, *x.shape[2:]).swapaxes(1, 2)
-    parts = constrain(parts, mesh, ROW_AXES, "sequence" if pieces > 1 else None)
     y = jax.vmap(jax.vmap(fn))(parts, tables)
     return y.swapaxes(1, 2).reshape(B, T, *y.shape[4:])
 

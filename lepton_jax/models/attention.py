@@ -51,14 +51,15 @@ def attention(
       window: int [] of at least 0; a position attends to no more than so many positions to each side. None: all.
       bias_BxHxTxS: float32, added to the scaled logits.
       scale: of the products of queries and keys; None: 1 / sqrt(K).
+      mesh: of the devices that rows, heads and positions are spread over; None: wherever XLA puts them.
 
     Returns:
       [B, T, H, K] in the dtype of q; logits and softmax are computed in float32.
     """
     T = q_BxTxHxK.shape[1]
-    spread_q, spread_k = (ROW_AXES, "sequence", "tensor", None), (ROW_AXES, None, "tensor", None)
-    q_BxTxHxK, k_BxSxHxK, v_BxSxHxK = (constrain(x, mesh, *spread_q) for x in (q_BxTxHxK, k_BxSxHxK, v_BxSxHxK))
-    k_BxSxHxK, v_BxSxHxK = constrain(k_BxSxHxK, mesh, *spread_k), constrain(v_BxSxHxK, mesh, *spread_k)
+    # Each device has its own queries and the keys and values of all: context parallelism, which serves any mask
+    # (Llama 3, arXiv:2407.21783, section 3.3.2).
+    k_BxSxHxK, v_BxSxHxK = (constrain(x, mesh, ROW_AXES, None, "tensor", None) for x in (k_BxSxHxK, v_BxSxHxK))
     logits_BxHxTxS = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxSxHxK, preferred_element_type=jnp.float32)
     logits_BxHxTxS = logits_BxHxTxS * (1 / math.sqrt(q_BxTxHxK.shape[-1]) if scale is None else scale)
     if bias_BxHxTxS is not None:
@@ -70,10 +71,8 @@ def attention(
         seen &= distance_TxS >= 0 if causal else True
         seen &= jnp.abs(distance_TxS) <= window if window is not None else True
     # A finite value: with -inf, a row without any key would be NaN, and the softmax's gradient has 0 * inf.
-    logits_BxHxTxS = constrain(jnp.where(seen, logits_BxHxTxS, -1e30), mesh, ROW_AXES, "tensor", "sequence", None)
-    weights_BxHxTxS = nn.softmax(logits_BxHxTxS, axis=-1).astype(v_BxSxHxK.dtype)
-    weights_BxHxTxS = constrain(weights_BxHxTxS, mesh, ROW_AXES, "tensor", "sequence", None)
-    return constrain(jnp.einsum("bhts,bshk->bthk", weights_BxHxTxS, v_BxSxHxK), mesh, *spread_q)
+    weights_BxHxTxS = nn.softmax(jnp.where(seen, logits_BxHxTxS, -1e30), axis=-1).astype(v_BxSxHxK.dtype)
+    return jnp.einsum("bhts,bshk->bthk", weights_BxHxTxS, v_BxSxHxK)
 
 
 def rotary_angles(positions_BxT: jax.Array, head_size: int, base: float) -> jax.Array:

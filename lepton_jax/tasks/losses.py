@@ -5,24 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 
 def cross_entropy(logits: Float[Array, "*n classes"], labels: Int[Array, "*n"]) -> Float[Array, "*n"]:
-    """Softmax cross-entropy, in nats.
-
-    The label's logit is picked by a sum over classes, not by an index: the sum is over what each device has of a
-    vocabulary that is spread over devices, where an index would gather all of it.
-    """
-    logits = logits.astype(jnp.float32)
-    return jax.nn.logsumexp(logits, axis=-1) - pick(logits, labels)
-
-
-def pick(logits: Float[Array, "*n classes"], labels: Int[Array, "*n"]) -> Float[Array, "*n"]:
-    """The logit of the label."""
-    chosen = lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
-    return jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
+    """Softmax cross-entropy, in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
 
 
 def correct(logits: Float[Array, "*n classes"], labels: Int[Array, "*n"]) -> Float[Array, "*n"]:
@@ -30,8 +18,8 @@ def correct(logits: Float[Array, "*n classes"], labels: Int[Array, "*n"]) -> Flo
 
     Counting vectorises, and adds over shards of a vocabulary; an argmax does neither.
     """
-    own = pick(logits, labels)
-    return (jnp.sum(logits >= own[..., None], axis=-1) == 1).astype(jnp.float32)
+    own = jnp.take_along_axis(logits, labels[..., None], axis=-1)
+    return (jnp.sum(logits >= own, axis=-1) == 1).astype(jnp.float32)
 
 
 def binary_cross_entropy(logits: Float[Array, "*n classes"], labels: Int[Array, "*n"]) -> Float[Array, "*n"]:

@@ -7,11 +7,12 @@ import math
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from lepton_jax.config import Config, DataConfig, ModelConfig, TaskConfig, TrainConfig
 from lepton_jax.core import sharding
 from lepton_jax.core.collectives import Collective, collectives, parse
-from lepton_jax.models.transformer import Transformer
+from lepton_jax.models.transformer import Transformer, abstract_params
 from lepton_jax.tasks.masked_lm import MaskedLM
 from lepton_jax.train.forecast import abstract_batch
 from lepton_jax.train.step import make_program
@@ -99,8 +100,26 @@ def test_the_count_of_a_loop_equals_that_of_the_loop_unrolled():
     np.testing.assert_allclose(*(sum(c.bytes * c.times for c in found) for found in (one, other)), rtol=0.01)
 
 
+def test_hidden_states_are_pinned_at_both_ends_of_every_block():
+    """In the traced program: what enters the scan over blocks, and what each block hands on."""
+    mesh = sharding.make_mesh("data=2,tensor=2,sequence=2")
+    model = Transformer(CONFIG.model).on(mesh)
+    params, ids = abstract_params(model), jax.ShapeDtypeStruct((B, T), np.int32)
+    traced = jax.make_jaxpr(lambda params, ids: model.apply({"params": params}, ids))(params, ids).jaxpr
+    (loop,) = (eqn for eqn in traced.eqns if eqn.primitive.name == "scan" and eqn.params["length"] == L)
+    body = loop.params["jaxpr"].jaxpr
+    shape = (B, T, D)
+    before = [var for var in loop.invars if var.aval.shape == shape]
+    after = [var for var in body.outvars if var.aval.shape == shape]
+    for eqns, (var,) in ((traced.eqns, before), (body.eqns, after)):
+        (source,) = (eqn for eqn in eqns if var in eqn.outvars)
+        assert source.primitive.name == "sharding_constraint"
+        assert source.params["sharding"].spec == PartitionSpec(sharding.ROW_AXES, "sequence", None)
+
+
 def test_forms_of_the_text():
     text = """
+HloModule jit_step, num_partitions=8
 %body (p: (s32[])) -> (s32[]) {
   %ag = (bf16[4,8]{1,0}, bf16[16,8]{1,0:T(8,128)}) all-gather-start(%x), replica_groups=[2,4]<=[8], dimensions={0}
   %rs = f32[2,8]{1,0} reduce-scatter(%y), replica_groups={{0,1},{2,3}}, to_apply=%add
@@ -114,11 +133,13 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %loop = (s32[]) while(%init), condition=%condition, body=%body
   %ar = (f32[8]{0}, pred[3]{0}) all-reduce(%a, %b), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add
   %ar2 = s32[] all-reduce(%c), replica_groups=mesh['a'=2,'b'=4] {'a','b':(1)2}, to_apply=%add
+  %ar3 = s8[5] all-reduce(%d), replica_groups={}, to_apply=%add
 }
 """
     found = {(each.kind, each.bytes, each.group, each.times) for each in parse(text)}
     assert found == {
-        ("all-gather", 256, 4, 3), ("reduce-scatter", 128, 2, 3), ("all-reduce", 35, 4, 1), ("all-reduce", 4, 4, 1)
+        ("all-gather", 256, 4, 3), ("reduce-scatter", 128, 2, 3), ("all-reduce", 35, 4, 1), ("all-reduce", 4, 4, 1),
+        ("all-reduce", 5, 8, 1)
     }  # fmt: skip
     assert Collective("all-reduce", 800, 8, 2).sent == 2 * 2 * 700
     assert Collective("all-gather", 800, 8, 2).sent == 2 * 700
