@@ -26,7 +26,7 @@ from lepton_jax.config import (
     QuickstartConfig,
     runs,
 )
-from lepton_jax.core import trees
+from lepton_jax.core import sharding, trees
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import batches, splits, tokenizers
 from lepton_jax.data.cache import cache_folder
