@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from lepton_jax.config import Config, DataConfig, EvaluateConfig, ModelConfig, TaskConfig, TrainConfig
+from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.models.transformer import Transformer, abstract_params
 from lepton_jax.tasks.masked_lm import MaskedLM
@@ -21,8 +22,8 @@ CONFIG = Config(
 TASK = MaskedLM(TaskConfig(), 512, 4, (0, 1, 2, 3, 4))
 
 
-def choose(config, task=TASK):
-    return layout.choose(config, task, Transformer(config.model, "masked_lm"), jax.devices(), "config")
+def choose(config, devices=8):
+    return layout.choose(config, TASK, Transformer(config.model, "masked_lm"), jax.devices()[:devices], "config")
 
 
 def candidates(config, devices=8):
@@ -46,9 +47,15 @@ def test_the_first_that_fits_is_taken_and_the_reason_says_what_each_needs(monkey
     shape, reason = choose(CONFIG)
     assert shape == "fsdp=8" and reason.startswith("config.mesh.shape: fsdp=8; of ") and "data=8 needs" in reason
     monkeypatch.setattr(module, "available_bytes", lambda mesh: 1)
-    assert choose(CONFIG)[0] in candidates(CONFIG), "nothing fits: the one that needs least"
+    shape, reason = choose(CONFIG, devices=2)  # nothing fits: the one that needs least
+    model, needs = Transformer(CONFIG.model, "masked_lm"), {}
+    for each in candidates(CONFIG, 2):
+        mesh = sharding.make_mesh(each, jax.devices()[:2])
+        needs[each] = module.forecast(CONFIG, mesh, TASK, model).needed_gib
+        assert f"{each} needs" in reason
+    assert needs[shape] == min(needs.values()) < max(needs.values())
     monkeypatch.setattr(module, "available_bytes", lambda mesh: None)
-    assert choose(CONFIG)[0] == "data=8"
+    assert choose(CONFIG, devices=2)[0] == "data=2"
 
 
 def test_devices_that_nothing_divides_among_are_an_error():
