@@ -38,6 +38,7 @@ import pytest  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from lepton_jax.config import default_config, resolve  # noqa: E402
+from lepton_jax.data.cache import locked  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_x64", False)
@@ -47,15 +48,37 @@ jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The data cache of the suite's own runs."""
-    return str(tmp_path_factory.mktemp("cache"))
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Any]], Path]:
+    """Returns a function that gives the folder of a name, which `make` fills once for all workers of pytest-xdist."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def get(name: str, make: Callable[[Path], Any]) -> Path:
+        with locked(root / "locks" / name):
+            if not (root / "locks" / name / "made").exists():
+                make(root / name)
+                (root / "locks" / name / "made").touch()
+        return root / name
+
+    return get
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(made_once: Callable[..., Path]) -> str:
+    """The data cache of the suite's own runs."""
+    return str(made_once("cache", Path.mkdir))
+
+
+@pytest.fixture(scope="session")
+def corpus(made_once: Callable[..., Path]) -> Path:
     """A folder with text.txt, labelled.jsonl (text, label) and rated.csv (text, rating)."""
-    folder, draw = tmp_path_factory.mktemp("corpus"), random.Random(0)
+    return made_once("corpus", make_corpus)
+
+
+def make_corpus(folder: Path) -> None:
+    folder.mkdir()
+    draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(2, 7))) for _ in range(300)]
     weights = [1 / (rank + 1) for rank in range(len(words))]
 
@@ -72,7 +95,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "labelled.jsonl").write_text("\n".join(rows))
     table = [f"{text},{2.5 if name == 'good' else -1}" for text, name in zip(texts, names, strict=True)]
     (folder / "rated.csv").write_text("\n".join(["text,rating", *table]))
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -127,13 +149,11 @@ def recipe(tmp_path: Path, tiny_config: Callable[[str], ConfigDict]) -> Callable
 
 
 @pytest.fixture(scope="session")
-def quickstart(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[[str], ConfigDict]) -> Path:
+def quickstart(made_once: Callable[..., Path], tiny_config: Callable[[str], ConfigDict]) -> Path:
     """The folder of a finished quickstart with `tiny_config("quickstart")`. Not to be changed: copy it."""
     from lepton_jax import stages
 
-    folder = tmp_path_factory.mktemp("runs") / "quickstart"
-    stages.run(resolve(tiny_config("quickstart")), folder)
-    return folder
+    return made_once("quickstart", lambda folder: stages.run(resolve(tiny_config("quickstart")), folder))
 
 
 @pytest.fixture(scope="session")

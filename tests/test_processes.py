@@ -18,7 +18,6 @@ import pytest
 from lepton_jax import stages
 from lepton_jax.config import resolve
 from lepton_jax.core import sharding
-from lepton_jax.data.cache import locked
 from lepton_jax.train.logging import read_metrics
 from lepton_jax.workdir import read_json
 
@@ -176,20 +175,16 @@ def alone(command):
 
 
 @pytest.fixture(scope="module")
-def two(command, tmp_path_factory):
-    """The run in two processes: (folder, with `workdir`, and `of_two` for the batches; the processes).
+def two(command, made_once):
+    """The run in two processes: (folder, with `workdir`, and `of_two` for the batches; the processes)."""
 
-    It is made once for all workers of pytest-xdist.
-    """
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    folder /= "two_processes"
-    with locked(folder):
-        if not (folder / "ended.json").exists():
-            ended = command.run(2, folder / "workdir", record=folder / "of_two")
-            assert [one.code for one in ended] == [0, 0], [one.err for one in ended]
-            (folder / "ended.json").write_text(json.dumps(ended))
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        ended = command.run(2, folder / "workdir", record=folder / "of_two")
+        assert [one.code for one in ended] == [0, 0], [one.err for one in ended]
+        (folder / "ended.json").write_text(json.dumps(ended))
+
+    folder = made_once("two_processes", make)
     return folder, [Ended(*one) for one in json.loads((folder / "ended.json").read_text())]
 
 

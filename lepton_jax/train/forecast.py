@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from lepton_jax.config import Config
 from lepton_jax.core import sharding, trees
-from lepton_jax.models.transformer import Transformer
+from lepton_jax.models.transformer import Transformer, abstract_params
 from lepton_jax.tasks import Task
 from lepton_jax.train.state import trainable
 from lepton_jax.train.step import make_program
@@ -22,18 +22,24 @@ _GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class Forecast:
-    """Figures of one run. Memory is in GiB a device, as the compiler counts it before anything is allocated."""
+class Memory:
+    """What a step needs, in GiB a device, as the compiler counts it before anything is allocated."""
 
-    parameters: int
-    trainable_parameters: int
-    flops_per_token: float  # of a step, a product counted as two; positions of a row are tokens, padding or not
     state_gib: float  # parameters, optimizer state, and the batch
     temporary_gib: float  # activations, gradients, and what else lives during a step
     needed_gib: float  # both together
     available_gib: float | None  # None: the device does not say
     fits: bool | None
     compile_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast(Memory):
+    """Figures of one run."""
+
+    parameters: int
+    trainable_parameters: int
+    flops_per_token: float  # of a step, a product counted as two; positions of a row are tokens, padding or not
 
 
 def forecast(config: Config, mesh: Mesh, task: Task, model: Transformer) -> Forecast:
@@ -44,6 +50,18 @@ def forecast(config: Config, mesh: Mesh, task: Task, model: Transformer) -> Fore
       mesh: the devices; they may be simulated.
       task, model: the objective and the modules, as the run would have them.
     """
+    params = abstract_params(model)
+    chosen = trees.split(params, trainable(config.optim, params))[0]
+    return Forecast(
+        **vars(step_memory(config, mesh, task, model)),
+        parameters=trees.count(params),
+        trainable_parameters=trees.count(chosen),
+        flops_per_token=step_flops(config, mesh, task, model) / (config.train.batch_size * config.data.max_length),
+    )
+
+
+def step_memory(config: Config, mesh: Mesh, task: Task, model: Transformer) -> Memory:
+    """Returns the memory that the compiled step needs; arguments as of `forecast`."""
     program = make_program(config, mesh, task, model)
     start = time.perf_counter()
     compiled = program.step.lower(program.abstract, abstract_batch(config, mesh)).compile()
@@ -53,11 +71,7 @@ def forecast(config: Config, mesh: Mesh, task: Task, model: Transformer) -> Fore
     state, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     needed = state + temporary + memory.output_size_in_bytes - memory.alias_size_in_bytes
     available = available_bytes(mesh)
-    chosen = trees.split(program.abstract.params, trainable(config.optim, program.abstract.params))[0]
-    return Forecast(
-        parameters=trees.count(program.abstract.params),
-        trainable_parameters=trees.count(chosen),
-        flops_per_token=step_flops(config, mesh, task, model) / (config.train.batch_size * config.data.max_length),
+    return Memory(
         state_gib=state / _GIB,
         temporary_gib=temporary / _GIB,
         needed_gib=needed / _GIB,
@@ -71,7 +85,7 @@ def explain_out_of_memory(error: Exception, config: Config, mesh: Mesh, task: Ta
     """Returns one line on a step that did not fit and what would make it smaller; None for any other error."""
     if "RESOURCE_EXHAUSTED" not in str(error):
         return None
-    found = forecast(config, mesh, task, model)
+    found = step_memory(config, mesh, task, model)
     there = "" if found.available_gib is None else f" of {found.available_gib:.2f}"
     remedies = ["a smaller train.batch_size", "a larger train.accumulate"]
     if model.config.remat != "full":

@@ -12,7 +12,7 @@ from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import Task
-from lepton_jax.train.forecast import forecast
+from lepton_jax.train.forecast import step_memory
 
 AUTO = "auto"
 
@@ -35,7 +35,7 @@ def choose(config: Config, task: Task, model: Transformer, devices: Sequence[Any
     """
     tried = []
     for shape in candidates(config, model, len(devices)):
-        found = forecast(config, sharding.make_mesh(shape, devices), task, model)
+        found = step_memory(config, sharding.make_mesh(shape, devices), task, model)
         if found.available_gib is None:
             return shape, f"{where}.mesh.shape: {shape}; the devices do not say how much memory they have"
         tried.append((found.needed_gib, shape))

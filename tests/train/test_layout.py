@@ -1,6 +1,7 @@
 """The layout that `mesh.shape="auto"` takes."""
 
 import dataclasses
+import functools
 
 import jax
 import pytest
@@ -40,21 +41,31 @@ def test_candidates_come_by_what_they_send():
 
 def test_the_first_that_fits_is_taken_and_the_reason_says_what_each_needs(monkeypatch):
     """Copies need the whole state on each device, shards an eighth of it."""
+    compiled = functools.cache(module.step_memory)
+    available = module.available_bytes(sharding.make_mesh("data=8"))
+
+    def step_memory(*arguments):
+        found = compiled(*arguments)
+        if available is None:
+            return dataclasses.replace(found, available_gib=None, fits=None)
+        return dataclasses.replace(found, available_gib=available / 2**30, fits=found.needed_gib <= available / 2**30)
+
+    monkeypatch.setattr(layout, "step_memory", step_memory)
     plenty = choose(CONFIG)
     assert plenty[0] == "data=8" and "data=8 needs" in plenty[1] and "fsdp" not in plenty[1]
-    state = 4 * 3 * sum(leaf.size for leaf in jax.tree.leaves(abstract_params(Transformer(CONFIG.model, "masked_lm"))))
-    monkeypatch.setattr(module, "available_bytes", lambda mesh: state)
+    available = (
+        4 * 3 * sum(leaf.size for leaf in jax.tree.leaves(abstract_params(Transformer(CONFIG.model, "masked_lm"))))
+    )
     shape, reason = choose(CONFIG)
     assert shape == "fsdp=8" and reason.startswith("config.mesh.shape: fsdp=8; of ") and "data=8 needs" in reason
-    monkeypatch.setattr(module, "available_bytes", lambda mesh: 1)
+    available = 1
     shape, reason = choose(CONFIG, devices=2)  # nothing fits: the one that needs least
     model, needs = Transformer(CONFIG.model, "masked_lm"), {}
     for each in candidates(CONFIG, 2):
-        mesh = sharding.make_mesh(each, jax.devices()[:2])
-        needs[each] = module.forecast(CONFIG, mesh, TASK, model).needed_gib
+        needs[each] = compiled(CONFIG, sharding.make_mesh(each, jax.devices()[:2]), TASK, model).needed_gib
         assert f"{each} needs" in reason
     assert needs[shape] == min(needs.values()) < max(needs.values())
-    monkeypatch.setattr(module, "available_bytes", lambda mesh: None)
+    available = None
     assert choose(CONFIG, devices=2)[0] == "data=2"
 
 
