@@ -16,9 +16,10 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from lepton_jax.config import MeshConfig, explain_override, resolve, runs
+from lepton_jax.config import MeshConfig, resolve, runs
 from lepton_jax.core.errors import UserError
 from lepton_jax.disk import UNWRITABLE, failed_write
+from lepton_jax.overrides import explain_override
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe, such as configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; it is created.")

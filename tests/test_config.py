@@ -12,12 +12,12 @@ from lepton_jax.config import (
     ModelConfig,
     QuickstartConfig,
     default_config,
-    explain_override,
     resolve,
     runs,
     to_dict,
 )
 from lepton_jax.core.errors import UserError
+from lepton_jax.overrides import explain_override
 from lepton_jax.workdir import flatten
 
 
