@@ -9,6 +9,7 @@ the step, and nothing else, in `jax.transfer_guard("disallow")`.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -25,7 +26,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
     )
 # Tests compile far more than they compute.
-os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 # Compiled programs are kept from one run of the suite to the next.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
@@ -42,6 +43,10 @@ from lepton_jax.data.cache import locked  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_x64", False)
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before JAX's own end, which takes thousands of compiled programs apart: half a minute a worker.
+    atexit.register(os._exit, 0)
 
 
 # A small world for the tests that need trained models: made texts, whose label two of their words decide.

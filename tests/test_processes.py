@@ -21,6 +21,8 @@ from lepton_jax.core import sharding
 from lepton_jax.train.logging import read_metrics
 from lepton_jax.workdir import read_json
 
+pytestmark = pytest.mark.processes
+
 STEPS = 8
 TIMED = ("tokens_per_second", "wall_seconds", "int8.speedup", "pretrain.tokens_per_second")
 
@@ -59,7 +61,7 @@ class Command:
         """Starts one process; `options` are those of process_worker.py."""
         kept = self.folder / (record or "unread")
         kept.mkdir(exist_ok=True)
-        optimise = "--xla_backend_optimization_level=0"
+        optimise = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
         environment = {
             **os.environ,
             "PYTHONPATH": str(Path(__file__).parent.parent),

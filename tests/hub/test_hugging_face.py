@@ -42,10 +42,16 @@ def bundle(head="masked_lm", labels=(), **changes) -> hub.Bundle:
     return hub.Bundle(model, init_params(model, jax.random.key(0)), None, card)
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "bert"
+    hub.save(folder, bundle())
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    hub.save(tmp_path / "bert", bundle())
-    return tmp_path / "bert"
+def folder(saved, tmp_path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "bert"))
 
 
 def edit(path: Path, **changes) -> None:
