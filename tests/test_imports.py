@@ -13,8 +13,8 @@ PACKAGE = ROOT / "lepton_jax"
 # A file imports from its own folder and from lower floors.
 FLOORS = (
     {"core"},
-    {"config", "overrides", "disk", "chatter", "rendezvous", "positions"},
-    {"processes"},
+    {"config", "disk", "chatter", "rendezvous", "positions"},
+    {"processes", "overrides"},
     {"workdir"},
     {"manifest"},
     {"models", "data", "optim", "compress", "checkpoint", "report"},
