@@ -81,20 +81,18 @@ def _run(argv: list[str]) -> None:
 
     try:
         _work(config)
-    except UserError as error:
-        if not error.everywhere and jax.process_count() > 1:
-            _leave(error)
-        _fail(error)
     except Exception as error:
+        failure = error
         if isinstance(error, OSError) and error.errno in UNWRITABLE:  # of the many places that write into a cache
             failure = failed_write(error.filename or "a file", error)
-            if jax.process_count() > 1:
-                _leave(failure)
-            _fail(failure)
+        mistake = isinstance(failure, UserError)
         # An error of XLA's, such as "UNKNOWN: Gloo all-reduce failed", is mostly the end of another process: an orderly
         # end here, which waits for it, lets JAX find out and name it.
-        if jax.process_count() > 1 and not re.match(r"[A-Z_]+: ", str(error)):
-            _leave(error)
+        orderly = failure.everywhere if mistake else re.match(r"[A-Z_]+: ", str(error))
+        if jax.process_count() > 1 and not orderly:
+            _leave(failure)
+        if mistake:
+            _fail(failure)
         raise
 
 
@@ -104,13 +102,14 @@ def _work(config: Any) -> None:
     from rich.console import Console
 
     from lepton_jax import report, stages
-    from lepton_jax.train.stopping import Stopped
+    from lepton_jax.train.stopping import Stopped, leave_on_sigterm
 
     speaks = jax.process_index() == 0
     if not speaks:
         logging.set_verbosity(logging.ERROR)
     try:
-        summary = stages.run(config, str(WORKDIR.value))
+        with leave_on_sigterm(f"{WORKDIR.value}: stopped by SIGTERM; the same command goes on"):
+            summary = stages.run(config, str(WORKDIR.value))
     except Stopped as stopped:
         if speaks:
             print(stopped)

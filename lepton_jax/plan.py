@@ -32,7 +32,7 @@ def dry_run(config: Config | QuickstartConfig, meshes: Sequence[Mesh]) -> dict[s
         found = forecast(each, mesh, task, model)
         shape = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
         summary |= {f"{each.stage}.{name}": value for name, value in dataclasses.asdict(found).items()}
-        summary[f"{each.stage}.mesh"] = shape
+        summary |= {f"{each.stage}.fits": found.fits, f"{each.stage}.mesh": shape}
     return summary
 
 

@@ -260,6 +260,29 @@ def test_sigterm_ends_with_code_0_and_the_command_goes_on(recipe, tmp_path):
     assert f" {max(steps)} of 100000" in out and not (folder / "summary.json").exists()
 
 
+@pytest.mark.parametrize("name", ["splits.load_splits", "report.write_report"])
+def test_sigterm_before_or_after_training_ends_with_code_0_and_the_command_goes_on(recipe, tmp_path, name):
+    file, folder = recipe("pretrain"), tmp_path / "run"
+    line = [f"--config={file}", f"--workdir={folder}"]
+    script = f"""
+import os, signal, sys
+from lepton_jax import main, report
+from lepton_jax.data import splits
+def stopped(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise SystemExit("it went on")
+{name} = stopped
+main.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script, *line], capture_output=True, text=True, cwd=CONFIGS.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{folder}: stopped by SIGTERM; the same command goes on"
+    assert (folder / "config.json").exists() and not (folder / "summary.json").exists()
+    again = [sys.executable, "-m", "lepton_jax.main", *line]
+    subprocess.run(again, check=True, capture_output=True, cwd=CONFIGS.parent)
+    assert (folder / "summary.json").exists()
+
+
 def test_a_finished_run_shows_its_summary(run, recipe, quickstart, monkeypatch):
     shown = []
     monkeypatch.setattr("builtins.print", lambda *parts, **_: shown.append(" ".join(map(str, parts))))

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from lepton_jax import hub, infer, plan, stages
+from lepton_jax import hub, infer, stages
 from lepton_jax.config import default_config, resolve
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
@@ -196,8 +196,10 @@ def test_a_vocabulary_that_the_mesh_does_not_divide_gets_rows_of_zeros(make_bund
         config.model = default_config("finetune").model
         config.model.init, config.mesh.shape, config.compress.method = str(tmp_path / "odd"), shape, "none"
         config.train.steps = 4
-        assumed = plan.assume(resolve(config), sharding.make_mesh(shape))[0].model  # in a dry run
-        assert assumed.vocab_size == (402 if "tensor" in shape else 401)
+        if shape == "data=4,tensor=2":
+            config.dry_run = True
+            stages.run(resolve(config), tmp_path / "dry")
+            config.dry_run = False
         stages.run(resolve(config), tmp_path / shape)
         losses[shape] = [line["loss"] for line in read_metrics(tmp_path / shape) if "loss" in line]
         tables[shape] = np.asarray(hub.load(tmp_path / shape).params["embeddings"]["token"])

@@ -29,8 +29,12 @@ class Memory:
     temporary_gib: float  # activations, gradients, and what else lives during a step
     needed_gib: float  # both together
     available_gib: float | None  # None: the device does not say
-    fits: bool | None
     compile_seconds: float
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the step fits; None where that is not known."""
+        return None if self.available_gib is None else self.needed_gib <= self.available_gib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +80,6 @@ def step_memory(config: Config, mesh: Mesh, task: Task, model: Transformer) -> M
         temporary_gib=temporary / _GIB,
         needed_gib=needed / _GIB,
         available_gib=None if available is None else available / _GIB,
-        fits=None if available is None else needed <= available,
         compile_seconds=seconds,
     )
 

@@ -16,6 +16,7 @@ from lepton_jax.checkpoint import Checkpoints
 from lepton_jax.config import Config
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
+from lepton_jax.data.batches import Streams
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import Task
 from lepton_jax.train.evaluate import make_evaluate
@@ -60,7 +61,7 @@ def fit(
     mesh: Mesh,
     task: Task,
     model: Transformer,
-    batches: Any,
+    batches: Streams,
     validation: Callable[[], Iterable[dict[str, np.ndarray]]],
     init: dict[str, Any] | None = None,
     until: int | None = None,
@@ -72,8 +73,7 @@ def fit(
       workdir: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
       mesh: the devices.
       task, model: the objective and the modules.
-      batches: endless training batches of this process's rows, such as `data.batches.Streams`, whose position is
-        saved.
+      batches: endless training batches of this process's rows, whose position is saved.
       validation: gives the batches of the validation set anew.
       init: parameters to start from, see `make_state`.
       until: stop, saved, after this step instead of the last one; the schedule does not change.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -19,6 +21,28 @@ class Stopped(Exception):
     """A run was asked to stop, and has saved; the same command goes on. `lepton_jax.main` then exits with code 0."""
 
     everywhere = True  # of several processes all stop, see `core.errors.UserError`
+
+
+@contextlib.contextmanager
+def leave_on_sigterm(message: str) -> Iterator[None]:
+    """Ends the process with code 0 and one line when SIGTERM comes; inside `watch_sigterm`, that one is asked.
+
+    It is for what comes before and after training, of which a run repeats no more than it does after any other end. Of
+    several processes, or outside the main thread, the signal keeps its effect.
+    """
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        os.write(sys.stdout.fileno(), f"{message}\n".encode())  # `print` may be at work already
+        os._exit(0)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
