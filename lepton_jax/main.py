@@ -33,6 +33,7 @@ def main() -> None:
         if error.code != 2:
             raise
         # Threads of a save that failed may be at work still; Python would abort (code 134) if it took itself apart now.
+        # And of several processes, an orderly end would wait for the others, and they for this one.
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(2)
@@ -82,17 +83,14 @@ def _run(argv: list[str]) -> None:
     try:
         _work(config)
     except Exception as error:
-        failure = error
+        if isinstance(error, UserError):
+            _fail(error)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:  # of the many places that write into a cache
-            failure = failed_write(error.filename or "a file", error)
-        mistake = isinstance(failure, UserError)
+            _fail(failed_write(error.filename or "a file", error))
         # An error of XLA's, such as "UNKNOWN: Gloo all-reduce failed", is mostly the end of another process: an orderly
         # end here, which waits for it, lets JAX find out and name it.
-        orderly = failure.everywhere if mistake else re.match(r"[A-Z_]+: ", str(error))
-        if jax.process_count() > 1 and not orderly:
-            _leave(failure)
-        if mistake:
-            _fail(failure)
+        if jax.process_count() > 1 and not re.match(r"[A-Z_]+: ", str(error)):
+            _leave(error)
         raise
 
 
@@ -128,13 +126,12 @@ def _work(config: Any) -> None:
 
 def _leave(error: Exception) -> NoReturn:
     """Ends one process of several at once: an orderly end would wait for the others, and they for this one."""
-    if not isinstance(error, UserError):
-        traceback.print_exception(error)
+    traceback.print_exception(error)
     with contextlib.suppress(SystemExit):
         _fail(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(2 if isinstance(error, UserError) else 1)
+    os._exit(1)
 
 
 def _fail(error: Exception) -> NoReturn:
