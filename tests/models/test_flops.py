@@ -11,7 +11,7 @@ from lepton_jax.config import ModelConfig
 from lepton_jax.models.flops import forward_flops
 from lepton_jax.models.transformer import Transformer, abstract_params
 
-BASE = {"vocab_size": 40, "hidden_size": 16, "num_layers": 3, "num_heads": 2, "intermediate_size": 24}
+BASE: dict[str, Any] = {"vocab_size": 40, "hidden_size": 16, "num_layers": 3, "num_heads": 2, "intermediate_size": 24}
 LENGTH, SCORED = 12, 4
 
 
