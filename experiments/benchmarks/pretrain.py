@@ -97,7 +97,8 @@ def prepare(folder: Path) -> None:
                 for name, value in {**batch, "inputs": inputs, "labels": labels}.items():
                     made.setdefault(name, []).append(value)
             stream.close()
-            np.savez(folder / f"{case} {kind}.npz", **{name: np.stack(values) for name, values in made.items()})
+            stacked: dict[str, Any] = {name: np.stack(values) for name, values in made.items()}
+            np.savez(folder / f"{case} {kind}.npz", **stacked)
 
 
 def step_key(seed: int) -> Any:
