@@ -16,20 +16,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lepton_jax.config import default_config
-from lepton_jax.core.errors import UserError, nearest
-from lepton_jax.models.sizes import SIZES
+from lepton_jax.models.sizes import sized
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
     """Returns the recipe at a named size."""
     size = arg or "tiny"
-    if size not in SIZES:
-        raise UserError(f"configs/pretrain.py:{arg}: unknown size; {nearest(arg, list(SIZES))}")
     config: Any = default_config("pretrain")
-    config.model.update(SIZES[size])
-    # Three matrices in place of two: two thirds of the width, rounded up to 64s, keep the number of parameters.
-    width = -(-config.model.intermediate_size * 2 // 3 // 64) * 64
-    config.model.update(bias=False, norm_bias=False, gated=True, intermediate_size=width)
+    config.model.update(sized("pretrain.py", size, gated=True))
+    config.model.update(bias=False, norm_bias=False, gated=True)
     config.data.max_length = 128
     config.train.update(steps=10_000, batch_size=64, learning_rate=1e-3)
     config.optim.update(schedule="wsd", warmup_steps=500)

@@ -77,9 +77,11 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
-    name: Literal["masked_lm", "classification", "regression"] = "masked_lm"
+    name: Literal["masked_lm", "causal_lm", "classification", "regression"] = "masked_lm"
     loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"  # of classification
     mask_rate: float = number(0.15, 0, 1, "low high")
+    mask_unit: Literal["token", "word", "span"] = "token"  # what is masked whole or not at all
+    span_length: float = number(3.8, 1)  # mean length of a span, in tokens
     mask_token_share: float = number(0.8, 0, 1)  # of the predicted positions: replaced by [MASK]
     random_token_share: float = number(0.1, 0, 1)  # ... replaced by a random token; the rest stay
 
@@ -98,7 +100,7 @@ class DataConfig:
     split_seed: int = number(0, 0)
     max_examples: int = number(0, 0)  # training examples kept, chosen by split_seed; 0: all
     max_length: int = number(128, 4)  # tokens a row, special tokens included
-    pack: bool = True  # masked LM: several documents a row, isolated from each other
+    pack: bool = True  # language models: several documents a row, isolated from each other
     streams: int = number(1, 1)  # independent parts of the order, each giving its share of every batch's rows
     tokenizer: str = "unigram"  # "unigram" or "bpe" to train one; a WORKDIR or a checkpoint's folder to reuse one
     tokenizer_size: int = number(8192, 300)
@@ -109,14 +111,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "linear"
     warmup_steps: int = number(0, 0)
     decay_share: float = number(0.2, 0, 1, "low")  # wsd: the last part of the steps, in which the rate falls
     beta1: float = number(0.9, 0, 1, "high")
     beta2: float = number(0.98, 0, 1, "high")
     epsilon: float = number(1e-8, 0, None, "low")
-    momentum: float = number(0.9, 0, 1, "high")  # of sgd
+    momentum: float = number(0.9, 0, 1, "high")  # of sgd and muon, whose authors have 0.95
     weight_decay: float = number(0.01, 0)
     no_decay: tuple[str, ...] = (r"(^|/)bias$", r"(^|/)scale$")  # path patterns that weight decay spares
     frozen: tuple[str, ...] = ()  # path patterns that keep their values: no gradient, no optimizer state
@@ -127,6 +129,7 @@ class OptimConfig:
 class TrainConfig:
     steps: int = number(1000, 1)
     batch_size: int = number(32, 1)  # rows a step, over all devices and accumulation steps
+    ramp_share: float = number(0.0, 0, 1)  # of the steps: the first ones have a quarter, then half of the batch
     accumulate: int = number(1, 1)  # gradient accumulation: the batch in this many parts
     learning_rate: float = number(1e-3, 0)
     seed: int = number(0, 0)
@@ -212,6 +215,11 @@ class ConvertConfig:
     form: Literal["workdir", "transformers"] = "workdir"
     cache: str = ""  # see DataConfig
 
+
+RAMP_PARTS = 4  # the smallest batch of a ramp is one of so many parts, see `train.ramp`
+
+# The tasks of the stage "pretrain", which need no labels; each trains the model's head of its name.
+LANGUAGE_MODELS = ("masked_lm", "causal_lm")
 
 # What a model that starts from another one may set for itself; its other settings are the other one's.
 OWN_MODEL_FIELDS = ("dropout", "dtype", "remat", "unroll", "init")
@@ -302,10 +310,13 @@ def _check_together(config: Config, where: str) -> None:
             + (f" - model.position_offset={model.position_offset}" if model.position_offset else ""))  # fmt: skip
     require(task.mask_token_share + task.random_token_share <= 1, "task.random_token_share", task.random_token_share,
             f"at most 1 - task.mask_token_share = {1 - task.mask_token_share:.3g}")  # fmt: skip
-    require(train.batch_size % train.accumulate == 0, "train.accumulate", train.accumulate,
-            f"must divide train.batch_size={train.batch_size}")  # fmt: skip
-    require(train.batch_size % data.streams == 0, "data.streams", data.streams,
-            f"must divide train.batch_size={train.batch_size}")  # fmt: skip
+    smallest, part = train.batch_size, f"train.batch_size={train.batch_size}"
+    if train.ramp_share:
+        require(smallest % RAMP_PARTS == 0, "train.ramp_share", train.ramp_share,
+                f"a ramp begins with a quarter of the batch; {part} must be a multiple of {RAMP_PARTS}")  # fmt: skip
+        smallest, part = smallest // RAMP_PARTS, f"a quarter of {part}, where the ramp begins"
+    require(smallest % train.accumulate == 0, "train.accumulate", train.accumulate, f"must divide {part}")
+    require(smallest % data.streams == 0, "data.streams", data.streams, f"must divide {part}")
     require(not train.profile or train.profile + 2 <= train.steps, "train.profile", train.profile,
             f"at most train.steps - 2 = {train.steps - 2}; the first two steps are not traced")  # fmt: skip
     require(optim.warmup_steps <= train.steps, "optim.warmup_steps", optim.warmup_steps,
@@ -318,11 +329,14 @@ def _check_together(config: Config, where: str) -> None:
             f"the task {task.name!r} measures {', '.join(map(repr, measured))}")  # fmt: skip
     if config.stage == "pretrain":
         require(not model.init, "model.init", model.init, "the stage 'pretrain' starts from random weights")
-        require(task.name == "masked_lm", "task.name", task.name, "the stage 'pretrain' trains 'masked_lm'")
+        require(task.name in LANGUAGE_MODELS, "task.name", task.name,
+                "the stage 'pretrain' trains 'masked_lm' or 'causal_lm'")  # fmt: skip
+        require(model.causal or task.name != "causal_lm", "model.causal", model.causal,
+                "must be True for the task 'causal_lm', or the model sees what it is to predict")  # fmt: skip
         require(config.compress.method == "none", "compress.method", config.compress.method,
                 "the stage 'pretrain' writes no int8 model; compress after fine-tuning")  # fmt: skip
     else:
-        require(task.name != "masked_lm", "task.name", task.name,
+        require(task.name not in LANGUAGE_MODELS, "task.name", task.name,
                 "the stage 'finetune' trains 'classification' or 'regression'")  # fmt: skip
     require(bool(config.infer.lengths) and list(config.infer.lengths) == sorted(set(config.infer.lengths))
             and config.infer.lengths[0] > 3, "infer.lengths", config.infer.lengths,

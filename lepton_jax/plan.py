@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from lepton_jax import hub, processes
-from lepton_jax.config import OWN_MODEL_FIELDS, Config, ModelConfig, QuickstartConfig, runs
+from lepton_jax.config import LANGUAGE_MODELS, OWN_MODEL_FIELDS, Config, ModelConfig, QuickstartConfig, runs
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import tokenizers
@@ -57,7 +58,8 @@ def assume(config: Config, mesh: Mesh | None = None) -> tuple[Config, Task, Tran
     if config.data.tokenizer not in ("unigram", "bpe") and not config.model.vocab_size:
         tokenizer = tokenizers.from_config(config.data, ())
     labels = ("0", "1") if config.task.name == "classification" else ()
-    card = make_card(config, "masked_lm" if config.task.name == "masked_lm" else "classification", tokenizer, labels)
+    head = config.task.name if config.task.name in LANGUAGE_MODELS else "classification"
+    card = make_card(config, head, tokenizer, labels)
     model = Transformer(card.model, card.head, card.num_outputs)
     return config, make_task(config.task, tokenizer, len(labels)), model
 
@@ -72,6 +74,10 @@ class _AssumedTokenizer:
     cls_id: int = 2
     sep_id: int = 3
     mask_id: int = 4
+
+    @property
+    def word_starts(self) -> np.ndarray:
+        return np.ones(self.vocab_size, bool)
 
 
 def make_card(config: Config, head: Any, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> hub.Card:

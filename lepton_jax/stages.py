@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from lepton_jax import hub, infer, plan, processes, report, workdir
 from lepton_jax.compress import quantize_int8
 from lepton_jax.config import (
+    LANGUAGE_MODELS,
     CompressConfig,
     Config,
     ConvertConfig,
@@ -39,6 +40,7 @@ from lepton_jax.tasks import make_task
 from lepton_jax.train.forecast import explain_out_of_memory
 from lepton_jax.train.logging import read_metrics
 from lepton_jax.train.loop import check_mesh, fit
+from lepton_jax.train.ramp import part_rows
 
 Summary = dict[str, Any]
 
@@ -116,11 +118,11 @@ def quickstart(config: QuickstartConfig, folder: Path) -> tuple[Summary, dict[st
 
 
 def pretrain(config: Config, folder: Path, mesh: Mesh) -> Summary:
-    """Trains a tokenizer and a masked language model on text."""
+    """Trains a tokenizer and a language model, masked or causal, on text."""
     with processes.in_turn():
         data = splits.load_splits(config.data, None)
         tokenizer = tokenizers.from_config(config.data, data.train.texts)
-        card = plan.make_card(config, "masked_lm", tokenizer)
+        card = plan.make_card(config, config.task.name, tokenizer)
         rows = {
             name: batches.encode_documents(tokenizer, part.texts, card.max_length, config.data.cache)
             for name, part in (("train", data.train), ("validation", data.validation))
@@ -133,16 +135,20 @@ def pretrain(config: Config, folder: Path, mesh: Mesh) -> Summary:
         return float(np.median(found)) if (found := [line[name] for line in history if name in line]) else None
 
     best = min((line for line in history if "validation/loss" in line), key=lambda line: line["validation/loss"])
-    return {
+    summary = {
         "pretrain.loss_first": losses[0],
         "pretrain.loss_last": float(np.mean(losses[-max(len(losses) // 10, 1) :])),
         "pretrain.validation_loss": best["validation/loss"],
-        "pretrain.masked_accuracy": best["validation/accuracy"],
         "pretrain.tokens_per_second": median("tokens_per_second"),
         "pretrain.utilisation": median("utilisation"),
         "pretrain.parameters": trees.count(bundle.params),
         "pretrain.data": data.report,
     }
+    if config.task.name == "causal_lm":
+        own = {"next_accuracy": best["validation/accuracy"], "perplexity": best["validation/perplexity"]}
+    else:
+        own = {"masked_accuracy": best["validation/accuracy"]}
+    return summary | {f"pretrain.{name}": value for name, value in own.items()}
 
 
 def finetune(config: Config, folder: Path, mesh: Mesh) -> Summary:
@@ -241,17 +247,18 @@ def _fit(
     common: dict[str, Any] = {
         "max_length": card.max_length,
         "pad_id": tokenizer.pad_id,
-        "pack": card.head == "masked_lm" and config.data.pack,
+        "pack": config.task.name in LANGUAGE_MODELS and config.data.pack,
         "process_index": jax.process_index(),
     }
     with processes.together():
+        part = part_rows(config.train)
         training = batches.training_batches(
             rows["train"],
-            config.train.batch_size,
+            part,
             labels=targets.get("train"),
             seed=config.train.seed,
             streams=config.data.streams,
-            parts=sharding.process_rows(mesh, config.train.batch_size),
+            parts=sharding.process_rows(mesh, part),
             **common,
         )
 

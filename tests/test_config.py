@@ -129,6 +129,7 @@ def test_an_int_is_a_float_where_a_float_is_meant():
         ("train__steps", (0, -1), (1, 10**9), "[1, inf)"),
         ("model__dropout", (-0.1, 1.0, math.nan), (0.0, 0.999), "[0, 1)"),
         ("task__mask_rate", (0.0, 1.0), (1e-6, 0.999), "(0, 1)"),
+        ("task__span_length", (0.9, math.nan), (1.0, 6.5), "[1, inf)"),
         ("task__mask_token_share", (-0.01, 1.01), (0.0, 0.9), "[0, 1]"),
         ("data__validation_share", (0.5,), (0.0, 0.49), "[0, 0.5)"),
         ("model__initializer_range", (0.0, math.inf), (1e-9, 5.0), "(0, inf)"),
@@ -174,6 +175,13 @@ CHECKS = {
     "accumulation divides the batch": (
         "pretrain", {"train__accumulate": 3}, {"train__batch_size": 33},
         "config.train.accumulate=3: must divide train.batch_size=32"),
+    "a ramp begins with a quarter": (
+        "pretrain", {"train__ramp_share": 0.1, "train__batch_size": 30}, {"train__batch_size": 32},
+        "config.train.ramp_share=0.1: a ramp begins with a quarter of the batch; train.batch_size=30 must be a "
+        "multiple of 4"),
+    "accumulation divides the smallest batch": (
+        "pretrain", {"train__ramp_share": 0.1, "train__accumulate": 16}, {"train__ramp_share": 0.0},
+        "config.train.accumulate=16: must divide a quarter of train.batch_size=32, where the ramp begins"),
     "warm-up ends": (
         "pretrain", {"optim__warmup_steps": 1001}, {"train__steps": 1001},
         "config.optim.warmup_steps=1001: at most train.steps=1000"),
@@ -182,7 +190,13 @@ CHECKS = {
         "config.data.train='': name a source, such as text:corpus/*.txt or jsonl:train.jsonl"),
     "pretraining's task": (
         "pretrain", {"task__name": "classification"}, {"task__name": "masked_lm"},
-        "config.task.name='classification': the stage 'pretrain' trains 'masked_lm'"),
+        "config.task.name='classification': the stage 'pretrain' trains 'masked_lm' or 'causal_lm'"),
+    "a causal model for a causal task": (
+        "pretrain", {"task__name": "causal_lm"}, {"model__causal": True},
+        "config.model.causal=False: must be True for the task 'causal_lm', or the model sees what it is to predict"),
+    "fine-tuning is no language model": (
+        "finetune", {"task__name": "causal_lm"}, {"task__name": "classification"},
+        "config.task.name='causal_lm': the stage 'finetune' trains 'classification' or 'regression'"),
     "pretraining's compression": (
         "pretrain", {"compress__method": "int8"}, {"compress__method": "none"},
         "config.compress.method='int8': the stage 'pretrain' writes no int8 model; compress after fine-tuning"),

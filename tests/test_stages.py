@@ -366,6 +366,21 @@ def test_a_quickstart_of_numbers_compares_errors(monkeypatch, tiny_config, tmp_p
     assert summary == {"finetune.mean_squared_error": 1.0, "finetune.from_scratch_mean_squared_error": 2.0}
 
 
+def test_a_causal_model_from_text_to_perplexity(quickstart, tiny_config, tmp_path):
+    config = tiny_config("pretrain")
+    changes = {"task__name": "causal_lm", "model__causal": True, "data__tokenizer": str(quickstart / "pretrain")}
+    summary = run(config, tmp_path / "a", **changes)
+    assert summary["pretrain.perplexity"] == pytest.approx(np.exp(summary["pretrain.validation_loss"]), rel=1e-6)
+    assert 1 < summary["pretrain.perplexity"] < 800 and "pretrain.masked_accuracy" not in summary
+    validated = [line for line in read_metrics(tmp_path / "a") if "validation/loss" in line]
+    assert validated[-1]["validation/perplexity"] == summary["pretrain.perplexity"]
+    assert 0 <= summary["pretrain.next_accuracy"] <= 1
+    bundle = hub.load(tmp_path / "a")
+    assert bundle.card.head == bundle.card.task.name == "causal_lm"
+    packed = [line["weight"] for line in read_metrics(tmp_path / "a") if "weight" in line]
+    assert min(packed) > 16 * 8, "rows hold several documents, whose tokens but one are targets"
+
+
 def test_tensorflow_is_never_imported():
     """TFDS would import it at the first chance; a set is prepared and read, and everything imported."""
     script = """

@@ -158,11 +158,19 @@ class Streams(Iterator[Batch]):
         self.kept = frozenset(map(_state_name, kept))
 
     def __next__(self) -> Batch:
-        batches = [next(stream) for stream in self._running.values()]
+        return self.take(1)
+
+    def take(self, count: int) -> Batch:
+        """Returns this process's part of the next `count` batches made one, in which each stream still has its share.
+
+        Rows are in the order of that batch, whatever the number of processes.
+        """
+        batches = [next(stream) for stream in self._running.values() for _ in range(count)]
         joined = batches[0]
         if len(batches) > 1:
             joined = {name: np.concatenate([batch[name] for batch in batches]) for name in joined}
-        return {name: column[self._part] for name, column in joined.items()}
+        part = slice(self._part.start * count, self._part.stop * count)
+        return {name: column[part] for name, column in joined.items()}
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position of each running stream under its name, as JSON can hold it."""

@@ -146,7 +146,7 @@ def _check(model: ModelConfig, path: Path) -> None:
 
 
 def _card(model: ModelConfig, head: Head, config: Mapping[str, Any], labels: tuple[str, ...], path: Path) -> Card:
-    task = TaskConfig(name="masked_lm")
+    task = TaskConfig(name="causal_lm" if head == "causal_lm" else "masked_lm")
     if head in LABELLED:
         named = config.get("id2label") or {number: f"LABEL_{number}" for number in range(config.get("num_labels", 2))}
         try:

@@ -76,7 +76,8 @@ def with_head(
         own = {name: getattr(settings, name) for name in OWN_MODEL_FIELDS}
         settings = dataclasses.replace(family.read(card.source.config, head, "config.json"), **own)
     labels = tuple(labels) if head in ("classification", "token_classification") else ()
-    task = TaskConfig(name="classification" if labels else "regression" if head == "classification" else "masked_lm")
+    language = "causal_lm" if head == "causal_lm" else "masked_lm"
+    task = TaskConfig(name="classification" if labels else "regression" if head == "classification" else language)
     card = dataclasses.replace(card, model=settings, head=head, labels=labels, task=task)
     model = Transformer(settings, head, card.num_outputs)
     kept = {name: value for name, value in loaded.params.items() if name != "head"}

@@ -22,4 +22,5 @@ RULES: Rules = (
     (r"head/bias$", ("tensor",)),
     (r"(^|/)\w*norm/(scale|bias)$", (None,)),
     (r"(output|down|dense|project)/bias$", (None,)),
+    (r"/ns_coeffs$", (None,)),  # the one array of an optimizer's state that is no parameter's: three numbers of Muon
 )

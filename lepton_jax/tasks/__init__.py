@@ -9,6 +9,7 @@ import jax
 from lepton_jax.config import TaskConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.models.transformer import Head, Transformer
+from lepton_jax.tasks.causal_lm import CausalLM
 from lepton_jax.tasks.classification import Classification
 from lepton_jax.tasks.masked_lm import MaskedLM
 from lepton_jax.tasks.regression import Regression
@@ -63,7 +64,10 @@ def make_task(config: TaskConfig, tokenizer: Any, num_labels: int = 0) -> Task:
             raise UserError("config.task.name='masked_lm': the tokenizer has no mask token; train one, or use another")
         special = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
         known = tuple(dict.fromkeys(token for token in special if token is not None))
-        return MaskedLM(config, tokenizer.vocab_size, tokenizer.mask_id, known)
+        words = tuple(tokenizer.word_starts.tolist()) if config.mask_unit == "word" else ()
+        return MaskedLM(config, tokenizer.vocab_size, tokenizer.mask_id, known, words)
+    if config.name == "causal_lm":
+        return CausalLM()
     if config.name == "regression":
         return Regression()
     return Classification(num_labels, config.loss)

@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from lepton_jax.config import TaskConfig
 from lepton_jax.core import rng as rngs
 from lepton_jax.models.transformer import Head, Transformer
+from lepton_jax.tasks import masks
 from lepton_jax.tasks.losses import correct, cross_entropy, weighted_mean
 
 
@@ -25,6 +25,7 @@ class MaskedLM:
     vocab_size: int  # of the tokenizer
     mask_id: int
     special: tuple[int, ...]  # distinct ids that are never predicted nor drawn
+    word_starts: tuple[bool, ...] = ()  # of each token, whether it begins a word; for whole-word masks
 
     head: Head = "masked_lm"
     num_outputs: int = 0
@@ -58,8 +59,8 @@ class MaskedLM:
     ) -> tuple[Int[Array, "rows length"], Int[Array, "rows n"], Int[Array, "rows n"], Float[Array, "rows n"]]:
         """Chooses the positions to predict, and hides them.
 
-        A row of c ordinary tokens has round(mask_rate * c) predicted positions, at least one where c > 0. The
-        budget n = ceil(mask_rate * length) is static, so that the head runs on [rows, n] positions and no more.
+        The budget n = ceil(mask_rate * length) is static, so that the head runs on [rows, n] positions and no more;
+        `masks.choose` says how many of them a row uses. Each hidden token is replaced or kept on its own.
 
         Returns:
           (inputs with the chosen tokens hidden, chosen positions, their true tokens, weight 1 or 0 of each).
@@ -68,14 +69,15 @@ class MaskedLM:
         rows, length = token_ids.shape
         budget = self.scored(length)
         ordinary = (attention_mask > 0) & ~jnp.isin(token_ids, jnp.asarray(self.special))
-        wanted = jnp.sum(ordinary, axis=1)
-        wanted = jnp.clip(jnp.round(config.mask_rate * wanted).astype(jnp.int32), jnp.minimum(wanted, 1), budget)
+        starts = None
+        if config.mask_unit == "word":
+            starts = masks.units(jnp.asarray(self.word_starts)[token_ids], ordinary, attention_mask)
+        elif config.mask_unit == "span":
+            begins = masks.spans(rngs.stream(key, "spans"), (rows, length), config.span_length)
+            starts = masks.units(begins, ordinary, attention_mask)
 
         choose, replace, draw = (rngs.stream(key, name) for name in ("choose", "replace", "draw"))
-        # The largest of random scores are a uniform choice without replacement; other positions come last.
-        scores = jnp.where(ordinary, jax.random.uniform(choose, (rows, length)), -1.0)
-        predict = lax.top_k(scores, budget)[1]
-        weight = (jnp.arange(budget)[None, :] < wanted[:, None]).astype(jnp.float32)
+        predict, weight = masks.choose(choose, ordinary, starts, config.mask_rate, budget)
         targets = jnp.take_along_axis(token_ids, predict, axis=1)
 
         fate = jax.random.uniform(replace, (rows, budget))

@@ -21,8 +21,8 @@ Evaluate = Callable[[Any, Iterable[dict[str, np.ndarray]]], dict[str, float]]
 def make_evaluate(task: Task, model: Transformer, mesh: Mesh, seed: int = 0) -> Evaluate:
     """Returns (params, batches) -> means over all targets of the batches.
 
-    Batch i always has the same key, so the masked positions are the same at every evaluation. Without a batch, the
-    returned function raises UserError.
+    Batch i always has the same key, so the masked positions are the same at every evaluation. A causal language model
+    also has a perplexity, exp(loss). Without a batch, the returned function raises UserError.
     """
 
     @jax.jit
@@ -39,10 +39,13 @@ def make_evaluate(task: Task, model: Transformer, mesh: Mesh, seed: int = 0) -> 
             raise UserError("the validation data hold no tokens, so nothing can be evaluated; use other or more data")
         parts = jax.device_get(pending)
         weight = sum(float(part["weight"]) for part in parts)
-        return {
+        means = {
             name: sum(float(part[name]) * float(part["weight"]) for part in parts) / max(weight, 1.0)
             for name in parts[0]
             if name != "weight"
         }
+        if task.head == "causal_lm":
+            means["perplexity"] = float(np.exp(means["loss"]))
+        return means
 
     return evaluate

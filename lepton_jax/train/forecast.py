@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lepton_jax.config import Config
+from lepton_jax.config import LANGUAGE_MODELS, Config
 from lepton_jax.core import sharding, trees
 from lepton_jax.models.flops import forward_flops
 from lepton_jax.models.transformer import Transformer, abstract_params
@@ -123,7 +123,7 @@ def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
     rows, length = config.train.batch_size, config.data.max_length
     kinds: dict[str, Any] = dict.fromkeys(("token_ids", "attention_mask", "positions"), ((rows, length), jnp.int32))
     kinds["weight"] = ((rows,), jnp.float32)
-    if config.task.name != "masked_lm":
+    if config.task.name not in LANGUAGE_MODELS:
         kinds["labels"] = ((rows,), jnp.float32 if config.task.name == "regression" else jnp.int32)
     where = sharding.by_rows(mesh)
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, (shape, dtype) in kinds.items()}

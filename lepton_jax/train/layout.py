@@ -13,6 +13,7 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import Task
 from lepton_jax.train.forecast import step_memory
+from lepton_jax.train.ramp import part_rows
 
 AUTO = "auto"
 
@@ -55,7 +56,7 @@ def choose(config: Config, task: Task, model: Transformer, devices: Sequence[Any
 
 def candidates(config: Config, model: Transformer, devices: int) -> Iterator[str]:
     """Yields descriptions of meshes of so many devices that a run can have, see `choose`."""
-    rows = math.gcd(config.train.batch_size // config.train.accumulate, config.evaluate.batch_size)
+    rows = math.gcd(part_rows(config.train) // config.train.accumulate, config.evaluate.batch_size)
     split = dataclasses.asdict(model.config)
     for row_shards in sorted((n for n in range(1, devices + 1) if devices % n == 0 == rows % n), reverse=True):
         rest = devices // row_shards

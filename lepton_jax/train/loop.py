@@ -19,6 +19,7 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.data.batches import Streams
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import Task
+from lepton_jax.train import ramp
 from lepton_jax.train.evaluate import make_evaluate
 from lepton_jax.train.forecast import row_flops
 from lepton_jax.train.guard import Guard
@@ -42,12 +43,13 @@ _count = jax.jit(jnp.count_nonzero)
 def check_mesh(config: Config, mesh: Mesh, where: str = "config") -> None:
     """Raises UserError where rows, positions or heads of a run do not divide among the devices and processes."""
     rows, shape = sharding.row_shards(mesh), mesh.shape
-    accumulate = config.train.accumulate
+    accumulate, growth = config.train.accumulate, config.train.batch_size // ramp.part_rows(config.train)
     over = "the mesh's rows (data x fsdp)"
     over += f" over {jax.process_count()} processes" * (jax.process_count() > 1)
     for field, size, parts, axes in (
-        ("train.batch_size", config.train.batch_size, rows * accumulate,
-         over + f" times train.accumulate={accumulate}" * (accumulate > 1)),
+        ("train.batch_size", config.train.batch_size, rows * accumulate * growth,
+         over + f" times train.accumulate={accumulate}" * (accumulate > 1)
+         + f" times {growth}, by which train.ramp_share has it grow" * (growth > 1)),
         ("evaluate.batch_size", config.evaluate.batch_size, rows, over),
         ("data.max_length", config.data.max_length, shape["sequence"], "the mesh's sequence"),
         # A model that comes from elsewhere is checked again when it is there.
@@ -76,7 +78,7 @@ def fit(
       workdir: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
       mesh: the devices.
       task, model: the objective and the modules.
-      batches: endless training batches of this process's rows, whose position is saved.
+      batches: endless training batches of this process's rows, whose position is saved; each a part, see `ramp`.
       validation: gives the batches of the validation set anew.
       init: parameters to start from, see `make_state`.
       until: stop, saved, after this step instead of the last one; the schedule does not change.
@@ -107,7 +109,7 @@ def fit(
             tokens, flops = [], 0.0  # of all processes, in each step since the last log
             while step < last:
                 step += 1
-                batch = next(batches)
+                batch = batches.take(ramp.parts(config.train, step))
                 placed = sharding.put_batch(batch, mesh)
                 tokens.append(_count(placed["attention_mask"]))
                 flops += work * placed["token_ids"].shape[0]

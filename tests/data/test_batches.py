@@ -182,6 +182,24 @@ def test_every_process_gets_its_rows_of_the_same_batches(pack, streams):
         assert sorted(kept) == [f"stream_{number}" for number in range(streams)], "each is saved by one process"
 
 
+@pytest.mark.parametrize("streams", [1, 2])
+def test_batches_made_one_have_their_rows_by_stream_in_any_number_of_processes(streams):
+    common = {"pack": True, "seed": 3, "pad_id": PAD, "streams": streams}
+    single = take(training_batches(make_rows(400), 8, LENGTH, **common), 6)
+    whole = training_batches(make_rows(400), 8, LENGTH, **common)
+    two = [slice(0, 4), slice(4, 8)]
+    processes = [training_batches(make_rows(400), 8, LENGTH, parts=two, process_index=p, **common) for p in range(2)]
+    for count, used in ((1, single[:1]), (2, single[1:3]), (3, single[3:])):
+        size = 8 // streams
+        wanted = [
+            batch["token_ids"][size * number : size * (number + 1)] for number in range(streams) for batch in used
+        ]
+        found = whole.take(count)["token_ids"]
+        np.testing.assert_array_equal(found, np.concatenate(wanted))
+        halves = [iterator.take(count)["token_ids"] for iterator in processes]
+        np.testing.assert_array_equal(np.concatenate(halves), found)
+
+
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("streams", [1, 2, 4])
 def test_each_row_occurs_once_an_epoch_over_all_streams(pack, streams):

@@ -1,4 +1,4 @@
-"""AdamW and SGD against NumPy; what weight decay spares; clipping."""
+"""AdamW, SGD and Muon against NumPy; what weight decay spares; clipping."""
 
 import jax
 import jax.numpy as jnp
@@ -81,14 +81,80 @@ def test_sgd_without_momentum_keeps_no_trace():
     assert trees.count(with_trace) - trees.count(without) == trees.count(PARAMS)
 
 
+STACK = {
+    "embeddings": {"token": jnp.asarray(DRAW.normal(size=(7, 4)), jnp.float32)},
+    "layers": {"up": {"kernel": jnp.asarray(DRAW.normal(size=(2, 4, 6)), jnp.float32), "bias": jnp.ones((2, 6))},
+               "down": {"kernel": jnp.asarray(DRAW.normal(size=(2, 6, 4)), jnp.float32)}},
+    "head": {"dense": {"kernel": jnp.asarray(DRAW.normal(size=(4, 4)), jnp.float32)}},
+}  # fmt: skip
+
+
+def newton_schulz(matrix):
+    """Returns a matrix with its singular values near 1, by Jordan's five steps of X -> aX + (bA + cA^2)X, A = XX'."""
+    x = matrix / np.linalg.norm(matrix)
+    x = x.T if x.shape[0] > x.shape[1] else x
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def test_muon_equals_numpy_layer_by_layer_and_leaves_the_rest_to_adam():
+    grads = [jax.tree.map(lambda leaf: jnp.asarray(DRAW.normal(size=leaf.shape), jnp.float32), STACK) for _ in range(2)]
+    config = OptimConfig(name="muon", momentum=0.9, beta1=0.8, beta2=0.9, weight_decay=0.5, clip_norm=0.0)
+    wanted, first, second = leaves(STACK), zeros(STACK), zeros(STACK)
+    for step, flat in enumerate(map(leaves, grads)):
+        for path, grad in flat.items():
+            muon = path in ("layers/up/kernel", "layers/down/kernel")
+            beta = 0.9 if muon else 0.8
+            first[path] = beta * first[path] + (1 - beta) * grad
+            # Nesterov: the mean as it will be after the next gradient, if that is as this one.
+            ahead = beta * first[path] / (1 - beta ** (step + 2)) + (1 - beta) * grad / (1 - beta ** (step + 1))
+            if muon:
+                direction = np.stack([newton_schulz(layer) for layer in ahead]) * 0.2 * np.sqrt(6)
+            else:
+                second[path] = 0.9 * second[path] + 0.1 * grad**2
+                direction = ahead / (np.sqrt(second[path] / (1 - 0.9 ** (step + 1))) + 1e-8)
+            decay = 0.0 if path.endswith("bias") else 0.5 * wanted[path]
+            wanted[path] = wanted[path] - schedule(step) * (direction + decay)
+    found = leaves(jax.jit(lambda params: run(config, grads, params))(STACK))
+    for path, value in found.items():
+        np.testing.assert_allclose(value, wanted[path], rtol=2e-4, atol=1e-5, err_msg=path)
+    # A stack taken for one matrix, or Adam's rule for it, would be seen.
+    whole = newton_schulz(leaves(grads[0])["layers/up/kernel"].reshape(8, 6)).reshape(2, 4, 6)
+    apart = np.stack([newton_schulz(layer) for layer in leaves(grads[0])["layers/up/kernel"]])
+    assert np.abs(whole - apart).max() > 0.1
+    adam = jax.jit(lambda params: run(OptimConfig(weight_decay=0.5), grads, params))(STACK)
+    assert np.abs(leaves(adam)["layers/up/kernel"]
+                  - found["layers/up/kernel"]).max() > 1e-2  # fmt: skip
+
+
+def test_a_step_of_muon_is_as_large_as_one_of_adam():
+    """So that one learning rate serves both: by the root mean square of the first step of a wide layer."""
+    params = {"layers": {"up": {"kernel": jnp.zeros((2, 64, 128))}}}
+    grads = [jax.tree.map(lambda leaf: jnp.asarray(DRAW.normal(size=leaf.shape), jnp.float32), params)]
+    config = OptimConfig(name="muon", clip_norm=0.0)
+    step = leaves(run(config, grads, params, lambda _: 1.0))["layers/up/kernel"]
+    assert 0.15 < np.sqrt((step**2).mean()) < 0.25
+
+
+def test_muon_beside_frozen_parameters():
+    """The optimizer sees a tree in which frozen ones are None."""
+    free, _ = trees.split(STACK, trees.map_with_path(lambda path, _: "up" not in path, STACK))
+    moved = run(OptimConfig(name="muon"), [jax.tree.map(jnp.ones_like, free)], free)
+    assert jax.tree.structure(moved) == jax.tree.structure(free)
+    assert all((leaves(moved)[path] != value).any() for path, value in leaves(free).items())
+
+
 def test_every_setting_changes_the_result():
     changes = [{}, {"beta1": 0.5}, {"beta2": 0.5}, {"epsilon": 0.1}, {"weight_decay": 0.5}, {"clip_norm": 0.1}]
     changes += [{"name": "sgd", **change} for change in ({}, {"momentum": 0.1}, {"weight_decay": 0.5})]
+    changes += [{"name": "muon", **change} for change in ({}, {"epsilon": 0.1}, {"weight_decay": 0.5})]
     results = {tuple(leaves(run(OptimConfig(**change), GRADS))["dense/kernel"].ravel()) for change in changes}
     assert len(results) == len(changes)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
 def test_decay_spares_biases_and_norms_of_the_encoder_and_nothing_else(name):
     """With a gradient of 0, decay alone moves a parameter: by rate * decay * value."""
     model = Transformer(

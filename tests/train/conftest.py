@@ -12,6 +12,7 @@ from lepton_jax.config import ModelConfig, OptimConfig, TaskConfig, TrainConfig
 from lepton_jax.core import sharding
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.optim import make_optimizer, make_schedule
+from lepton_jax.tasks.causal_lm import CausalLM
 from lepton_jax.tasks.classification import Classification
 from lepton_jax.tasks.masked_lm import MaskedLM
 from lepton_jax.train.state import abstract_state, make_state, trainable
@@ -23,6 +24,7 @@ MODEL = ModelConfig(
 )  # fmt: skip
 TASKS = {
     "masked_lm": MaskedLM(TaskConfig(mask_rate=0.25), 64, 4, (0, 1, 2, 3, 4)),
+    "causal_lm": CausalLM(),
     "classification": Classification(3),
 }
 

@@ -70,6 +70,15 @@ def test_masked_lm_weighs_batches_by_their_predicted_positions(training):
     assert evaluator(setup)(params, made)["loss"] == pytest.approx(wanted, rel=1e-6)
 
 
+def test_perplexity_is_the_exponential_of_the_mean_over_all_batches(training):
+    setup = training("causal_lm", config=dataclasses.replace(training().config, causal=True))
+    params, made = setup.start().params, batches(16, labels=None)
+    found, parts = evaluator(setup)(params, made), [evaluator(setup)(params, [batch]) for batch in made]
+    assert found["perplexity"] == pytest.approx(np.exp(found["loss"]), rel=1e-6)
+    assert np.ptp([part["loss"] for part in parts]) > 1e-2, "the mean of perplexities would be another number"
+    assert "perplexity" not in evaluator(training("masked_lm"))(training("masked_lm").start().params, made)
+
+
 def test_evaluation_has_no_dropout(training):
     configs = [dataclasses.replace(training().config, dropout=dropout) for dropout in (0.0, 0.5)]
     setups = [training("classification", config=config) for config in configs]

@@ -77,7 +77,7 @@ def test_what_does_not_fit_says_so(make, monkeypatch):
     assert explain_out_of_memory(RuntimeError("INTERNAL: something else"), *arguments) is None
 
 
-@pytest.mark.parametrize("task", ["masked_lm", "classification", "regression"])
+@pytest.mark.parametrize("task", ["masked_lm", "causal_lm", "classification", "regression"])
 def test_the_batch_is_the_one_that_data_makes(make, task):
     config, mesh, *_ = make()
     config = dataclasses.replace(config, task=TaskConfig(name=task))

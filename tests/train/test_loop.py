@@ -29,6 +29,7 @@ from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import make_task
 from lepton_jax.train.logging import read_metrics
 from lepton_jax.train.loop import check_mesh, fit
+from lepton_jax.train.ramp import part_rows
 from lepton_jax.train.stopping import Stopped, watch_sigterm
 
 LENGTH, BATCH = 12, 8
@@ -71,7 +72,7 @@ class Run:
         self.held_out_labels = None if labels is None else held_out_labels[:20]
 
     def training(self):
-        return training_batches(self.rows, self.config.train.batch_size, labels=self.labels, seed=0, **self.common)
+        return training_batches(self.rows, part_rows(self.config.train), labels=self.labels, seed=0, **self.common)
 
     def validation(self):
         return evaluation_batches(self.held_out, BATCH, labels=self.held_out_labels, **self.common)
@@ -157,6 +158,28 @@ def test_two_and_two_steps_equal_four_bit_for_bit(make_run, examples, numbers, s
     assert not seen and halves.lines() == whole.lines(), "a finished run is not trained again"
     for path, value in numbers(again.state).items():
         np.testing.assert_array_equal(value, four[path], err_msg=path)
+
+
+def test_a_growing_batch_takes_all_rows_in_turn_and_resumes_bit_for_bit(make_run, numbers, seen):
+    train = TrainConfig(steps=6, batch_size=4 * BATCH, learning_rate=0.01, log_every=1, ramp_share=0.67)
+    settings = {"train": train, "checkpoint": CheckpointConfig(every=3), "evaluate": EvaluateConfig(3, BATCH)}
+    whole, halves = make_run("whole", **settings), make_run("halves", **settings)
+    wanted, held_out = numbers(whole.fit().state), len(list(whole.validation()))
+    trained = seen[:3] + seen[3 + held_out :][:3]
+    assert len(seen) == 6 + 2 * held_out
+    assert [len(batch["weight"]) for batch in trained] == [8, 8, 16, 16, 32, 32]
+    parts = whole.training()  # the batches are these, joined: none is left out
+    rows = np.concatenate([next(parts)["token_ids"] for _ in range(14)])
+    parts.close()
+    np.testing.assert_array_equal(np.concatenate([batch["token_ids"] for batch in trained]), rows)
+    weights = [line["weight"] for line in whole.lines() if "weight" in line]
+    assert weights[0] < 0.6 * weights[2] < 0.4 * weights[4]
+
+    halves.fit(until=3)
+    found = numbers(halves.fit().state)
+    assert halves.lines() == whole.lines()
+    for path, value in wanted.items():
+        np.testing.assert_array_equal(value, found[path], err_msg=path)
 
 
 def test_sigterm_saves_the_step_under_way_and_the_run_goes_on_bit_for_bit(make_run, numbers, seen, monkeypatch):
@@ -300,8 +323,8 @@ def test_the_best_parameters_are_returned_and_every_line_belongs_to_its_step(mak
 # --- batches and devices
 
 
-def sized(size, accumulate=1, evaluation=64):
-    train = TrainConfig(batch_size=size, accumulate=accumulate)
+def sized(size, accumulate=1, evaluation=64, **train):
+    train = TrainConfig(batch_size=size, accumulate=accumulate, **train)
     return Config(train=train, evaluate=EvaluateConfig(batch_size=evaluation))
 
 
@@ -325,6 +348,11 @@ def test_a_batch_must_divide_among_data_and_fsdp(shape):
 
 
 def test_the_tensor_axis_takes_no_rows():
+    with pytest.raises(
+        UserError, match=r"train\.batch_size=16: must be a multiple of 32, .* times 4, by which train\.r"
+    ):
+        check_mesh(sized(16, ramp_share=0.1), mesh)
+    check_mesh(sized(32, ramp_share=0.1), mesh)
     check_mesh(sized(4, evaluation=4), sharding.make_mesh("data=2,fsdp=2,tensor=2"))
     with pytest.raises(UserError, match=r"batch_size=2: must be a multiple of 4"):
         check_mesh(sized(2, evaluation=4), sharding.make_mesh("data=2,fsdp=2,tensor=2"))

@@ -77,6 +77,18 @@ def test_a_mesh_changes_neither_loss_nor_parameters(training, rows, numbers, on_
     assert where[0] == where[1]
 
 
+def test_muon_on_a_mesh_is_muon_on_one_device(training, rows, numbers):
+    """A matrix that lies on four devices is made orthogonal as a whole."""
+    muon = dataclasses.replace(STABLE, name="muon")
+    setups = [training("classification", shape, optim=muon, train=TRAIN) for shape in ("", "fsdp=2,tensor=2,data=2")]
+    states, before = [run(setup, [rows()])[0] for setup in setups], numbers(setups[0].start().params)
+    one, spread = (numbers(state.params) for state in states)
+    adam = numbers(run(training("classification", **SETTINGS), [rows()])[0].params)
+    assert difference(before, one)[QUERY] > 1e-3 and difference(adam, one)[QUERY] > 1e-3
+    for path, value in spread.items():
+        np.testing.assert_allclose(value, one[path], atol=5e-6, err_msg=path)
+
+
 def test_a_masked_row_and_a_filler_row_weigh_nothing(training, rows, on_one_device):
     assert on_one_device["classification"][1][0]["weight"] == 7
     weights = [each["weight"] for each in on_one_device["masked_lm"][1]]

@@ -16,7 +16,7 @@ import tokenizers
 
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.cache import replacing
-from lepton_jax.data.tokenizers import convert
+from lepton_jax.data.tokenizers import convert, words
 from lepton_jax.data.tokenizers.layout import Cut, Layout, Slot
 from lepton_jax.data.tokenizers.protocol import Encoded, Truncation
 from lepton_jax.data.tokenizers.sentence_piece import HASH_FILE, MODEL_FILE
@@ -102,6 +102,14 @@ class PretrainedTokenizer:
         for name in sorted(self._files):
             digest.update(f"\n{name} {len(self._files[name])}\n".encode() + self._files[name])
         self.fingerprint = digest.hexdigest()
+
+    @property
+    def word_starts(self) -> np.ndarray:
+        """Returns bool [vocab_size]: whether a token begins a word, see `words`."""
+        pieces = [self._tokenizer.id_to_token(index) or "" for index in range(self.vocab_size)]
+        kind = type(self._tokenizer.model).__name__
+        spaced = kind == "Unigram" or (kind == "BPE" and any(piece.startswith("▁") for piece in pieces))
+        return words.starts(pieces, "##" if kind == "WordPiece" else "▁" if spaced else "Ġ")
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns int32 [n] token ids of each text, without special tokens."""

@@ -56,6 +56,11 @@ class Tokenizer(Protocol):
         """A hash of all that decides how a text is cut."""
         ...
 
+    @property
+    def word_starts(self) -> np.ndarray:
+        """Bool [vocab_size]: whether a token begins a word, see `words`."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns int32 [n] token ids of each text, without special tokens."""
         ...

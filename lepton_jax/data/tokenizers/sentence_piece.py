@@ -19,6 +19,7 @@ import sentencepiece
 
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.cache import cache_folder, content_hash, replacing
+from lepton_jax.data.tokenizers import words
 from lepton_jax.data.tokenizers.layout import Cut, Layout, Slot
 from lepton_jax.data.tokenizers.protocol import Encoded, Truncation
 
@@ -58,6 +59,11 @@ class SentencePieceTokenizer:
     @property
     def vocab_size(self) -> int:
         return self._processor.GetPieceSize()
+
+    @property
+    def word_starts(self) -> np.ndarray:
+        """Returns bool [vocab_size]: whether a token begins a word, see `words`."""
+        return words.starts(map(self._processor.IdToPiece, range(self.vocab_size)), "▁")
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns int32 [n] token ids of each text, without special tokens."""

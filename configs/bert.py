@@ -1,0 +1,39 @@
+"""BERT's recipe of 2018 (Devlin et al., arXiv:1810.04805), without its sentence pairs: for comparison.
+
+    python -m lepton_jax.main --config=configs/bert.py --workdir=runs/bert --config.data.train='text:corpus/*.txt'
+
+ARG is a size: `configs/bert.py:tiny` (the default), `configs/bert.py:small`, `configs/bert.py:base`,
+`configs/bert.py:large`. Post-norm, learned positions, biases everywhere, dropout of 0.1, 15% of the tokens predicted,
+AdamW with a linear warm-up and fall. `hub.save` writes the result as a `BertForMaskedLM`.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lepton_jax.config import default_config
+from lepton_jax.models.sizes import sized
+
+# Length, rows a step, parts of it, steps, learning rate, vocabulary. `base` and `large` are the paper's.
+SCALES = {
+    "tiny": (128, 64, 1, 10_000, 1e-3, 8192),
+    "small": (128, 256, 1, 50_000, 5e-4, 8192),
+    "base": (512, 256, 4, 1_000_000, 1e-4, 30_528),
+    "large": (512, 256, 8, 1_000_000, 1e-4, 30_528),
+}
+
+
+def get_config(arg: str = "tiny") -> ConfigDict:
+    """Returns the recipe at a named size."""
+    size = arg or "tiny"
+    config: Any = default_config("pretrain")
+    config.model.update(sized("bert.py", size, SCALES))
+    config.model.update(
+        norm_position="post", norm_epsilon=1e-12, positions="learned", type_vocab_size=2, pooling="cls", dropout=0.1
+    )
+    length, rows, parts, steps, rate, vocabulary = SCALES[size]
+    config.data.update(max_length=length, tokenizer_size=vocabulary)
+    config.train.update(steps=steps, batch_size=rows, accumulate=parts, learning_rate=rate)
+    config.optim.update(schedule="linear", warmup_steps=steps // 100, beta2=0.999, epsilon=1e-6, weight_decay=0.01)
+    config.checkpoint.every = config.evaluate.every = 500
+    return config

@@ -1,0 +1,41 @@
+"""Masked-LM pretraining as it is done now, after ModernBERT (Warner et al. 2024, arXiv:2412.13663).
+
+    python -m lepton_jax.main --config=configs/modern.py --workdir=runs/modern --config.data.train='text:corpus/*.txt'
+
+ARG is a size: `configs/modern.py:tiny` (the default), `configs/modern.py:small`, `configs/modern.py:base`,
+`configs/modern.py:large`. What differs from `configs/bert.py`: norms before the layers, no biases, rotary positions, a
+gated feed-forward of the same number of parameters, layers that see 64 tokens to each side but for every third, no
+dropout, 30% of the tokens predicted, a batch that grows in the first tenth of the steps, and a rate that is constant
+until the last fifth. `--config.optim.name=muon` gives the matrices of the layers to Muon. `hub.save` writes the result
+as a `ModernBertForMaskedLM`.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lepton_jax.config import default_config
+from lepton_jax.models.sizes import sized
+
+SCALES = {  # length, rows a step, parts of it, steps, learning rate, vocabulary
+    "tiny": (128, 64, 1, 10_000, 2e-3, 8192),
+    "small": (128, 256, 1, 50_000, 1e-3, 8192),
+    "base": (512, 1024, 16, 100_000, 8e-4, 30_528),
+    "large": (512, 1024, 32, 100_000, 5e-4, 30_528),
+}
+
+
+def get_config(arg: str = "tiny") -> ConfigDict:
+    """Returns the recipe at a named size."""
+    size = arg or "tiny"
+    config: Any = default_config("pretrain")
+    config.model.update(sized("modern.py", size, SCALES, gated=True))
+    config.model.update(gated=True, bias=False, norm_bias=False, head_bias=False, norm_epsilon=1e-5)
+    config.model.update(first_norm=False, global_every=3, local_window=64, pooler="transform", pooler_activation="gelu")
+    config.task.mask_rate = 0.3
+    length, rows, parts, steps, rate, vocabulary = SCALES[size]
+    config.data.update(max_length=length, tokenizer_size=vocabulary)
+    config.train.update(steps=steps, batch_size=rows, accumulate=parts, learning_rate=rate, ramp_share=0.1)
+    config.optim.update(schedule="wsd", warmup_steps=steps // 50, decay_share=0.2, momentum=0.95, weight_decay=0.01)
+    config.checkpoint.every = config.evaluate.every = 500
+    return config

@@ -1,0 +1,47 @@
+"""Causal language modelling: each token from those before it in its document (Radford et al. 2019, GPT-2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lepton_jax.core import rng as rngs
+from lepton_jax.models.transformer import Head, Transformer
+from lepton_jax.tasks.losses import correct, cross_entropy, weighted_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalLM:
+    """Predicts the next token of a document; its last token has none. The model must be causal."""
+
+    head: Head = "causal_lm"
+    num_outputs: int = 0
+
+    def scored(self, length: int) -> int:
+        """See `Task.scored`: all of them."""
+        return length
+
+    def loss(
+        self, model: Transformer, params: Any, batch: dict[str, jax.Array], rng: jax.Array, train: bool = True
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """See `Task.loss`; the metrics are `loss`, `accuracy` and `weight`, the number of predicted tokens."""
+        segments = batch["attention_mask"]
+        out: Any = model.apply(
+            {"params": params},
+            batch["token_ids"],
+            segments,
+            positions=batch["positions"],
+            train=train,
+            rngs={"dropout": rngs.stream(rng, "dropout")},
+        )
+        # All T positions are scored, the last of them for nothing: T - 1 would not divide over a mesh.
+        targets = jnp.roll(batch["token_ids"], -1, axis=1)
+        last = jnp.arange(segments.shape[1])[None, :] == segments.shape[1] - 1
+        followed = (segments > 0) & (segments == jnp.roll(segments, -1, axis=1)) & ~last
+        weight = followed * batch["weight"][:, None]
+        loss = weighted_mean(cross_entropy(out["logits"], targets), weight)
+        accuracy = weighted_mean(correct(out["logits"], targets), weight)
+        return loss, {"loss": loss, "accuracy": accuracy, "weight": jnp.sum(weight)}
