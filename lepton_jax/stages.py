@@ -28,7 +28,7 @@ from lepton_jax.config import (
 )
 from lepton_jax.core import sharding, trees
 from lepton_jax.core.errors import UserError
-from lepton_jax.data import batches, splits, tokenizers
+from lepton_jax.data import batches, shards, splits, tokenizers
 from lepton_jax.data.cache import cache_folder
 from lepton_jax.data.sources import Examples
 from lepton_jax.data.tokenizers import Tokenizer
@@ -122,7 +122,7 @@ def pretrain(config: Config, folder: Path, mesh: Mesh) -> Summary:
         tokenizer = tokenizers.from_config(config.data, data.train.texts)
         card = plan.make_card(config, "masked_lm", tokenizer)
         rows = {
-            name: batches.encode_documents(tokenizer, part.texts, card.max_length, config.data.cache)
+            name: shards.encode_documents(tokenizer, part.texts, card.max_length, config.data.cache)
             for name, part in (("train", data.train), ("validation", data.validation))
         }
     bundle = _fit(config, folder, mesh, card, tokenizer, rows, {})
@@ -230,8 +230,8 @@ def _fit(
             )
         check_mesh(dataclasses.replace(config, model=card.model), mesh)
     if jax.process_count() > 1:
-        held = (*rows["train"], *rows["validation"], *targets.values())
-        processes.require_equal("other data", f"{tokenizer.fingerprint} {batches.fingerprint(held)}")
+        held = [*rows.values(), list(targets.values())]
+        processes.require_equal("other data", " ".join([tokenizer.fingerprint, *map(batches.fingerprint, held)]))
     hub.describe(folder, card, tokenizer)
     model = Transformer(card.model, card.head, card.num_outputs)
     common: dict[str, Any] = {

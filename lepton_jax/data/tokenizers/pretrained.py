@@ -83,7 +83,7 @@ class PretrainedTokenizer:
         Raises:
           UserError: the files are damaged, or of a tokenizer that is not supported.
         """
-        self._files, self._where = dict(files), where
+        self._files, self._where, self._arguments = dict(files), where, (dict(files), family, where)
         options = self._json("tokenizer_config.json")
         self._family = _family(options, family)
         names = {**_names(self._json("special_tokens_map.json")), **_names(options)}
@@ -102,6 +102,9 @@ class PretrainedTokenizer:
         for name in sorted(self._files):
             digest.update(f"\n{name} {len(self._files[name])}\n".encode() + self._files[name])
         self.fingerprint = digest.hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:  # for processes that tokenise; the library's own way forgets settings
+        return PretrainedTokenizer, self._arguments
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns int32 [n] token ids of each text, without special tokens."""
