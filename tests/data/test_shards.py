@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lepton_jax.core.errors import UserError
+from lepton_jax.data import rows as rows_module
 from lepton_jax.data import shards, tokenizers
 from lepton_jax.data.rows import TokenRows
 from lepton_jax.data.shards import encode_documents
@@ -77,7 +78,9 @@ def test_ids_of_any_vocabulary_come_back(tmp_path, monkeypatch, vocabulary):
     assert lists(rows) == [[2, 5, vocabulary - 1, 3]] and rows[0].dtype == np.int32
 
 
-def test_many_shards_hold_what_one_holds(tmp_path, monkeypatch):
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_many_shards_hold_what_one_holds(tmp_path, monkeypatch, in_memory):
+    monkeypatch.setattr(rows_module, "_IN_MEMORY", 1 << 20 if in_memory else 0)
     texts = [text * 3 for text in TEXTS * 5]
     whole = encode_documents(Letters(), texts, 6, str(tmp_path / "a"))
     monkeypatch.setattr(shards, "_SHARD_BYTES", 50)
@@ -172,9 +175,13 @@ def test_a_document_of_ten_million_characters(tmp_path):
 # With processes.
 
 SCRIPT = """
-import sys
+import sys, time
+from lepton_jax.data import rows as rows_module
 from lepton_jax.data import shards, tokenizers
 shards._WORTH_A_PROCESS, shards._SHARD_BYTES = 1, 150_000
+if sys.argv[4:]:  # here and, because this file is imported there, in the workers
+    write = shards._write_shard
+    shards._write_shard = lambda *arguments: [time.sleep(0.1), write(*arguments)][1]
 if __name__ == "__main__":
     cache, tokenizer, workers = sys.argv[1], tokenizers.load(sys.argv[2]), int(sys.argv[3])
     texts = [f"{number} some words of a text {number * 7919} " * 40 for number in range(1500)]
@@ -192,8 +199,8 @@ def script(tmp_path_factory, corpus, cache):
     tokenizer.save(folder / "tokenizer")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}
 
-    def start(cache: Path, workers: int) -> subprocess.Popen[str]:
-        line = [sys.executable, str(folder / "script.py"), str(cache), str(folder / "tokenizer"), str(workers)]
+    def start(cache: Path, workers: int, *slow: str) -> subprocess.Popen[str]:
+        line = [sys.executable, str(folder / "script.py"), str(cache), str(folder / "tokenizer"), str(workers), *slow]
         return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
     return start
@@ -205,7 +212,7 @@ def children(process: int) -> list[int]:
 
 
 def test_two_processes_killed_and_resumed_leave_what_one_leaves(script, tmp_path):
-    killed = script(tmp_path / "killed", 2)
+    killed = script(tmp_path / "killed", 2, "slow")
     root = tmp_path / "killed" / "encoded"
     while killed.poll() is None and len(list(root.glob("*/[0-9]*.array_record"))) < 3:
         time.sleep(0.01)
