@@ -91,6 +91,7 @@ class DataConfig:
     """Sources are `tfds:NAME[:SPLIT]`, `text:GLOB`, `jsonl:FILE`, `csv:FILE`, `tsv:FILE`; several by commas."""
 
     train: str = ""
+    weights: tuple[float, ...] = ()  # pretrain: each train source's share of the tokens; empty: each text once an epoch
     validation: str = ""  # empty: the TFDS source's own split, else a seeded share of train
     test: str = ""  # likewise
     text: str = "text"  # the column with the text
@@ -99,6 +100,7 @@ class DataConfig:
     test_share: float = number(0.0, 0, 0.5, "high")
     split_seed: int = number(0, 0)
     max_examples: int = number(0, 0)  # training examples kept, chosen by split_seed; 0: all
+    min_characters: int = number(0, 0)  # of a training text; shorter ones are left out
     max_length: int = number(128, 4)  # tokens a row, special tokens included
     pack: bool = True  # language models: several documents a row, isolated from each other
     streams: int = number(1, 1)  # independent parts of the order, each giving its share of every batch's rows
@@ -150,6 +152,7 @@ class MeshConfig:
     processes: int = number(0, 0)  # how many there are; 1: this one alone, whatever the environment says
     process: int = number(-1, -1)  # which one this is, from 0
     timeout: float = number(300.0, 0, None, "low")  # seconds that a process waits for the others at the start
+    workers: int = number(0, 0)  # processes that tokenise a large corpus; 0: as many as there are cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,6 +327,7 @@ def _check_together(config: Config, where: str) -> None:
     require(data.validation_share + data.test_share < 1, "data.test_share", data.test_share,
             f"with data.validation_share={data.validation_share} nothing is left to train on")  # fmt: skip
     require(bool(data.train), "data.train", data.train, "name a source, such as text:corpus/*.txt or jsonl:train.jsonl")
+    require(all(weight > 0 for weight in data.weights), "data.weights", data.weights, "each must be above 0")
     measured = ("loss",) if task.name == "regression" else ("loss", "accuracy")
     require(config.checkpoint.best in measured, "checkpoint.best", config.checkpoint.best,
             f"the task {task.name!r} measures {', '.join(map(repr, measured))}")  # fmt: skip
@@ -336,6 +340,7 @@ def _check_together(config: Config, where: str) -> None:
         require(config.compress.method == "none", "compress.method", config.compress.method,
                 "the stage 'pretrain' writes no int8 model; compress after fine-tuning")  # fmt: skip
     else:
+        require(not data.weights, "data.weights", data.weights, "is for the stage 'pretrain'")
         require(task.name not in LANGUAGE_MODELS, "task.name", task.name,
                 "the stage 'finetune' trains 'classification' or 'regression'")  # fmt: skip
     require(bool(config.infer.lengths) and list(config.infer.lengths) == sorted(set(config.infer.lengths))

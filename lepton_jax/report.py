@@ -141,7 +141,7 @@ def _format(name: str, value: Any) -> str:
     """Returns a metric's value as a person reads it; the metric's name tells what it is."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if name.endswith(("accuracy", "agreement", "f1", "utilisation")):
+    if name.startswith("share_of") or name.endswith(("accuracy", "agreement", "f1", "utilisation")):
         return f"{100 * value:.1f}%"
     if name.endswith(("ratio", "speedup")):
         return f"{value:.2f}x"
@@ -180,10 +180,17 @@ def _summary_section(summary: Mapping[str, Any]) -> str:
 
 
 def _details(summary: Mapping[str, Any]) -> str:
-    """Returns what a summary holds besides single values: counts of the data, for instance."""
+    """Returns what a summary holds besides single values, such as counts of the data; lists of dicts as tables."""
     nested = flatten({name: value for name, value in summary.items() if isinstance(value, (dict, list, tuple))})
-    rows = [(f"<code>{_escape(name)}</code>", _escape(_format(name, value))) for name, value in nested.items()]
-    return f"<h2>Details</h2>\n{_table(rows)}" if rows else ""
+    rows, tables = [], ""
+    for name, value in nested.items():
+        title = f"<code>{_escape(name)}</code>"
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            lines = [[_escape(_format(key, cell)) for key, cell in line.items()] for line in value]
+            tables += f"<h3>{title}</h3>\n{_table(lines, list(map(_words, value[0])))}"
+        else:
+            rows.append((title, _escape(_format(name, value))))
+    return f"<h2>Details</h2>\n{_table(rows)}{tables}" if nested else ""
 
 
 def _run_section(title: str, folder: Path) -> str:

@@ -29,7 +29,7 @@ from lepton_jax.config import (
 )
 from lepton_jax.core import sharding, trees
 from lepton_jax.core.errors import UserError
-from lepton_jax.data import batches, splits, tokenizers
+from lepton_jax.data import batches, mixtures, shards, splits, tokenizers
 from lepton_jax.data.cache import cache_folder
 from lepton_jax.data.sources import Examples
 from lepton_jax.data.tokenizers import Tokenizer
@@ -123,11 +123,13 @@ def pretrain(config: Config, folder: Path, mesh: Mesh) -> Summary:
         data = splits.load_splits(config.data, None)
         tokenizer = tokenizers.from_config(config.data, data.train.texts)
         card = plan.make_card(config, config.task.name, tokenizer)
-        rows = {
-            name: batches.encode_documents(tokenizer, part.texts, card.max_length, config.data.cache)
-            for name, part in (("train", data.train), ("validation", data.validation))
-        }
-    bundle = _fit(config, folder, mesh, card, tokenizer, rows, {})
+        workers, quiet = config.mesh.workers, jax.process_index() > 0
+        mixture, measured = mixtures.encode(config.data, data.train, tokenizer, card.max_length, workers, quiet)
+        held_out = shards.encode_documents(
+            tokenizer, data.validation.texts, card.max_length, config.data.cache, workers, quiet
+        )
+    rows = {"train": mixture.rows, "validation": held_out}
+    bundle = _fit(config, folder, mesh, card, tokenizer, rows, {}, sizes=mixture.sizes, weights=mixture.weights)
     history = processes.on_first(lambda: read_metrics(folder))
     losses = [line["loss"] for line in history if "loss" in line]
 
@@ -142,7 +144,7 @@ def pretrain(config: Config, folder: Path, mesh: Mesh) -> Summary:
         "pretrain.tokens_per_second": median("tokens_per_second"),
         "pretrain.utilisation": median("utilisation"),
         "pretrain.parameters": trees.count(bundle.params),
-        "pretrain.data": data.report,
+        "pretrain.data": data.report | {"tokens": measured},
     }
     if config.task.name == "causal_lm":
         own = {"next_accuracy": best["validation/accuracy"], "perplexity": best["validation/perplexity"]}
@@ -230,18 +232,23 @@ def _fit(
     rows: Mapping[str, Sequence[np.ndarray]],
     targets: dict[str, np.ndarray],
     init: Any = None,
+    sizes: Sequence[int] = (),
+    weights: Sequence[float] = (1.0,),
 ) -> hub.Bundle:
-    """Trains the model of a card on token rows, and returns it with its best parameters."""
+    """Trains the model of a card on token rows, and returns it with its best parameters.
+
+    `sizes` and `weights` of a mixture are those of `batches.training_batches`.
+    """
     with processes.together():
-        if not rows["validation"]:
+        if not len(rows["validation"]):
             raise UserError(
                 "data.validation: there is no example to validate on; name a source, or set data.validation_share "
                 "above 0"
             )
         check_mesh(dataclasses.replace(config, model=card.model), mesh)
     if jax.process_count() > 1:
-        held = (*rows["train"], *rows["validation"], *targets.values())
-        processes.require_equal("other data", f"{tokenizer.fingerprint} {batches.fingerprint(held)}")
+        held = [*rows.values(), list(targets.values())]
+        processes.require_equal("other data", " ".join([tokenizer.fingerprint, *map(batches.fingerprint, held)]))
     hub.describe(folder, card, tokenizer)
     model = Transformer(card.model, card.head, card.num_outputs)
     common: dict[str, Any] = {
@@ -257,6 +264,8 @@ def _fit(
             part,
             labels=targets.get("train"),
             seed=config.train.seed,
+            sizes=sizes,
+            weights=weights,
             streams=config.data.streams,
             parts=sharding.process_rows(mesh, part),
             **common,

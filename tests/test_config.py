@@ -85,7 +85,10 @@ def test_to_dict_comes_back_from_json(stage):
         ({"stage": ["pretrain"]}, "config.stage=['pretrain']: unknown stage; did you mean \"pretrain\"?"),
         ({"modle": {}}, 'config.modle: unknown field; did you mean "model"?'),
         ({"model__hiden_size": 8}, 'config.model.hiden_size: unknown field; did you mean "hidden_size"?'),
-        ({"mesh__zzz": 8}, "config.mesh.zzz: unknown field; known: coordinator, process, processes, shape, timeout"),
+        (
+            {"mesh__zzz": 8},
+            "config.mesh.zzz: unknown field; known: coordinator, process, processes, shape, timeout, workers",
+        ),
     ],
 )
 def test_unknown_names_are_answered_with_the_nearest(change, message):
@@ -277,7 +280,7 @@ def test_a_chain_shares_its_architecture_and_nothing_else():
         ("model.hidden_size", "8", "config.model.hidden_size: not a field of this recipe; a quickstart has "
                                    "config.pretrain.model.hidden_size or config.finetune.model.hidden_size"),
         ("mesh", "8", "config.mesh='8': is a section; set one of its fields: "
-                      "shape, coordinator, processes, process, timeout"),
+                      "shape, coordinator, processes, process, timeout, workers"),
     ],
 )  # fmt: skip
 def test_an_override_that_cannot_be_applied_is_explained(path, value, message):

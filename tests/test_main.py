@@ -188,6 +188,79 @@ def test_bad_input_is_one_line_and_touches_nothing(run, recipe, tmp_path, name):
     }  # fmt: skip
 
 
+BAD_CORPUS = {
+    "a filter that leaves nothing": (
+        {"data__min_characters": 5000}, "data.min_characters=5000: leaves none of the 3"),
+    "a mixture with a missing source": (
+        {"data__train": "text:DIR/one.txt,text:DIR/two.txt", "data__weights": (0.5, 0.5)},
+        "text:DIR/two.txt: no such file, and no file matches it as a glob"),
+    "more sources than weights": (
+        {"data__train": "text:DIR/one.txt,text:DIR/one.txt", "data__weights": (1.0,)},
+        "data.weights=(1.0,): 1 weights, but data.train names 2 sources; give one each"),
+    "a weight of nothing": (
+        {"data__weights": (0.0,)}, "config.data.weights=(0.0,): each must be above 0"),
+    "less than a batch": (
+        {"data__train": "text:DIR/one.txt", "data__validation": "text:DIR/other.txt", "data__tokenizer": "TOKENIZER"},
+        "the training data fill 1 rows of 16 tokens when packed, fewer than one batch of 16; use more data or"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_CORPUS)
+def test_a_bad_corpus_is_one_line(run, recipe, quickstart, tmp_path, name):
+    (tmp_path / "one.txt").write_text("a few words")
+    (tmp_path / "other.txt").write_text("some others")
+    changes, message = BAD_CORPUS[name]
+    here = {"DIR": str(tmp_path), "TOKENIZER": str(quickstart / "pretrain")}
+
+    def fill(value):
+        for word, path in here.items():
+            value = value.replace(word, path) if isinstance(value, str) else value
+        return value
+
+    path = recipe("pretrain", **{key: fill(value) for key, value in changes.items()})
+    code, stderr = run(f"--config={path}", f"--workdir={tmp_path}/run")
+    assert code == 2 and fill(message) in only_line(stderr)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_weights_are_for_pretraining(run, recipe, tmp_path):
+    code, stderr = run(f"--config={recipe('finetune', data__weights=(1.0,))}", f"--workdir={tmp_path}/run")
+    assert code == 2 and "config.data.weights=(1.0,): is for the stage 'pretrain'" in only_line(stderr)
+
+
+def test_a_shard_that_was_cut_short_is_one_line(run, recipe, quickstart, tmp_path, monkeypatch):
+    from lepton_jax import stages
+
+    def fit(*arguments, **options):
+        raise UserError("now it would train")
+
+    monkeypatch.setattr(stages, "_fit", fit)
+    changes = {"data__cache": str(tmp_path / "cache"), "data__tokenizer": str(quickstart / "pretrain")}
+    path = recipe("pretrain", **changes)
+    assert only_line(run(f"--config={path}", f"--workdir={tmp_path}/run")[1]) == "now it would train"
+    shard = max((tmp_path / "cache" / "encoded").glob("*/*.array_record"), key=lambda path: path.stat().st_size)
+    os.truncate(shard, shard.stat().st_size - 100)
+    code, stderr = run(f"--config={path}", f"--workdir={tmp_path}/run")
+    line = only_line(stderr)
+    assert code == 2 and line.startswith(f"{shard}: is damaged (") and f"delete the folder {shard.parent}" in line
+    shutil.rmtree(shard.parent)
+    assert only_line(run(f"--config={path}", f"--workdir={tmp_path}/run")[1]) == "now it would train"
+
+
+def test_a_mixture_is_trained_on_and_reported(run, recipe, corpus, quickstart, tmp_path):
+    (tmp_path / "own.txt").write_text("\n\n".join(f"number {number} of a few" for number in range(40)))
+    path = recipe("pretrain", train__steps=2, data__tokenizer=str(quickstart / "pretrain"))
+    train = f"text:{corpus}/text.txt,text:{tmp_path}/own.txt"
+    arguments = (f"--config.data.train={train}", "--config.data.weights=(1, 3)")
+    assert run(f"--config={path}", f"--workdir={tmp_path}/run", *arguments) == (0, "")
+    tokens = json.loads((tmp_path / "run" / "summary.json").read_text())["pretrain.data"]["tokens"]
+    assert [each["source"] for each in tokens["sources"]] == train.split(",")
+    assert [each["share_of_training"] for each in tokens["sources"]] == [0.25, 0.75]
+    assert tokens["share_of_positions"] > 0.9
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "share of training" in page and "75.0%" in page and f"text:{tmp_path}/own.txt" in page
+
+
 def test_a_folder_with_another_runs_config_is_refused_and_left_as_it_is(run, recipe, quickstart):
     before = contents(quickstart)
     code, stderr = run(f"--config={recipe('quickstart', pretrain__train__seed=5)}", f"--workdir={quickstart}")

@@ -48,9 +48,10 @@ def _check_value(path: str, value: Any, hint: Any, bounds: typing.Mapping[str, A
         return value
     if origin is tuple:
         element = typing.get_args(hint)[0]
-        if not isinstance(value, (list, tuple)) or not all(isinstance(item, element) for item in value):
+        accepted = (int, float) if element is float else element
+        if not isinstance(value, (list, tuple)) or not all(isinstance(item, accepted) for item in value):
             raise UserError(f"{path}={value!r}: must be a tuple of {element.__name__}")
-        return tuple(value)
+        return tuple(map(element, value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

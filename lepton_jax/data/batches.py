@@ -17,22 +17,23 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
 from lepton_jax.core.errors import UserError
-from lepton_jax.data.cache import cache_folder, content_hash, replacing
+from lepton_jax.data.order import Order
+from lepton_jax.data.packing import OPEN_ROWS, Packer
+from lepton_jax.data.rows import TokenRows, lengths_of, read
 from lepton_jax.data.tokenizers import Tokenizer
 
 Batch = dict[str, np.ndarray]
 
-# Rows that are filled at a time when packing. More leave less padding; 256 of 128 tokens leave about 1%.
-PACKING_BINS = 256
 _PREFETCHED_BATCHES = 4
-_IN_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # rows are in memory: nothing to wait for
+_OPEN_SHARE = 32  # of a small corpus, so many rows an open one: then no document waits for more than half an epoch
 
 
 def encode_examples(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
@@ -42,29 +43,10 @@ def encode_examples(tokenizer: Tokenizer, texts: Sequence[str], max_length: int)
     return [tokenizer.with_specials(ids[:room]) for ids in tokenizer.encode(texts)]
 
 
-def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], max_length: int, cache: str = "") -> list[np.ndarray]:
-    """Returns int32 [n] rows with the tokenizer's special tokens, n <= max_length, for masked LM.
-
-    A document that is too long is cut into consecutive rows; one without tokens gives none. The rows are
-    views of one array, which the cache keeps by a hash of the tokenizer, the length and the texts.
-    """
-    key = content_hash(("documents", tokenizer.fingerprint, max_length), texts)
-    path = cache_folder(cache) / "encoded" / f"{key}.npz"
-    if not path.exists():
-        step = max_length - len(tokenizer.with_specials(np.zeros(0, np.int32)))
-        pieces = [ids[start : start + step] for ids in tokenizer.encode(texts) for start in range(0, len(ids), step)]
-        rows = [tokenizer.with_specials(piece) for piece in pieces]
-        ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
-        tokens = np.concatenate([np.zeros(0, np.int32), *rows])
-        with replacing(path) as temporary:
-            np.savez(temporary, tokens=tokens, ends=ends)
-    with np.load(path, allow_pickle=False) as stored:
-        tokens, ends = stored["tokens"], stored["ends"]
-    return np.split(tokens, ends[:-1]) if len(ends) else []
-
-
-def fingerprint(arrays: Iterable[np.ndarray]) -> str:
-    """Returns a hexadecimal hash of arrays in their order: of rows or labels."""
+def fingerprint(arrays: Sequence[np.ndarray]) -> str:
+    """Returns a hexadecimal hash of arrays in their order: of rows or labels. Rows on disk know theirs."""
+    if isinstance(arrays, TokenRows):
+        return arrays.fingerprint
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -81,6 +63,8 @@ def training_batches(
     pack: bool,
     seed: int,
     pad_id: int,
+    sizes: Sequence[int] = (),
+    weights: Sequence[float] = (1.0,),
     streams: int = 1,
     parts: Sequence[slice] = (slice(None),),
     process_index: int = 0,
@@ -96,33 +80,38 @@ def training_batches(
       batch_size: rows of a batch, over all processes.
       max_length: T.
       labels: [len(rows)], int32 or float32.
-      pack: several rows of `rows`, isolated from each other, in one row of the batch (first fit).
+      pack: several rows of `rows`, isolated from each other, in one row of the batch, see `packing`.
       seed: of the order.
       pad_id: the token id at padding.
+      sizes: how many of the rows each source of a mixture has, in their order; empty: they are one source.
+      weights: how often rows of each source come, see `order.Order`; each source has epochs of its own.
       streams: into how many parts the order is split; divides `batch_size`.
       parts: which rows of a batch each process takes, see `core.sharding.process_rows`.
       process_index: which process this is.
 
     Raises:
-      UserError: there are fewer rows than one batch takes.
+      UserError: there are fewer rows than one batch takes, or a source has fewer rows than there are streams.
     """
-    _check(rows, max_length, labels, pack)
+    lengths = _check(rows, max_length, labels, pack)
     if batch_size % streams:
         raise ValueError(f"streams={streams} must divide batch_size={batch_size}")
-    available = -(-sum(map(len, rows)) // max_length) if pack else len(rows)
+    available = -(-int(lengths.sum(dtype=np.int64)) // max_length) if pack else len(rows)
     if available < batch_size:
         kind = f"rows of {max_length} tokens when packed" if pack else "rows"
         raise UserError(f"the training data fill {available} {kind}, fewer than one batch of {batch_size}; "
                         f"use more data or train.batch_size of at most {available}")  # fmt: skip
-    order = grain.MapDataset.source(_Rows(rows, labels)).seed(seed).shuffle().repeat()
+    sizes = tuple(sizes) or (len(rows),)
+    if min(sizes) < streams:
+        raise UserError(
+            f"data.streams={streams}: a source of data.train has {min(sizes)} rows; at most as many streams"
+        )
     size = batch_size // streams
+    fill = functools.partial(_fill, rows, labels, max_length, pad_id)
+    open_rows = min(max(len(rows) // streams // _OPEN_SHARE, 1), OPEN_ROWS)
 
     def stream(number: int) -> grain.DatasetIterator[Batch]:
-        dataset: Any = order[number::streams].to_iter_dataset(_IN_THREAD)
-        if pack:
-            dataset = _packed(dataset, max_length, pad_id, seed).batch(size, batch_fn=_stack)
-        else:
-            dataset = dataset.batch(size, batch_fn=functools.partial(_pad, max_length=max_length, pad_id=pad_id))
+        order = Order(sizes, weights, seed, number, streams)
+        dataset = _BatchDataset(order, Packer(max_length, open_rows) if pack else None, lengths, size, fill)
         return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=_PREFETCHED_BATCHES))
 
     def touched(part: slice) -> set[int]:
@@ -217,17 +206,11 @@ def evaluation_batches(
 
     The last batch is filled up with rows of weight 0, all padding. The arguments are those of `training_batches`.
     """
-    _check(rows, max_length, labels, pack)
-    if not len(rows):
-        return
-    if pack:
-        source = grain.MapDataset.source(_Rows(rows, None)).to_iter_dataset(_IN_THREAD)
-        table = _stack(list(_packed(source, max_length, pad_id, None)))
-    else:
-        table = _pad(list(_Rows(rows, labels)), max_length, pad_id)
+    lengths = _check(rows, max_length, labels, pack)
+    groups: Iterable[list[int]] = _packed(lengths, max_length) if pack else ([row] for row in range(len(rows)))
     first, stop, _ = parts[process_index].indices(batch_size)
-    for start in range(0, len(table["weight"]), batch_size):
-        batch = {name: column[start + first : start + stop] for name, column in table.items()}
+    for chosen in _batched(groups, batch_size):
+        batch = _fill(rows, labels, max_length, pad_id, chosen[first:stop])
         filler = {
             name: np.zeros((stop - first - len(part), *part.shape[1:]), part.dtype) for name, part in batch.items()
         }
@@ -235,66 +218,111 @@ def evaluation_batches(
         yield {name: np.concatenate([part, filler[name]]) for name, part in batch.items()}
 
 
-class _Rows(Sequence[Batch]):
-    """Rows as a Grain source of dicts."""
+def packed_share(lengths: np.ndarray, max_length: int) -> float:
+    """Returns the share of positions that hold a token while rows of these lengths are packed in this order.
 
-    def __init__(self, rows: Sequence[np.ndarray], labels: np.ndarray | None):
-        self._rows, self._labels = rows, labels
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        label = {} if self._labels is None else {"labels": self._labels[index]}
-        return {"token_ids": self._rows[index], **label}
-
-    def __repr__(self) -> str:  # Grain names the source in its logs
-        return f"_Rows({len(self)})"
+    What is left open at the end does not count, for training has none; if that is all, it does.
+    """
+    packer = Packer(max_length)
+    groups = [group for row, length in enumerate(lengths.tolist()) for group in packer.add(row, length)]
+    groups = groups or packer.flush()
+    used = [row for group in groups for row in group]
+    return float(lengths[used].sum(dtype=np.int64) / max(len(groups) * max_length, 1))
 
 
-def _check(rows: Sequence[np.ndarray], max_length: int, labels: np.ndarray | None, pack: bool) -> None:
-    longest = max(map(len, rows), default=0)
+def _packed(lengths: np.ndarray, max_length: int) -> Iterator[list[int]]:
+    """Yields the packed rows of one pass in order, each as numbers of rows."""
+    packer = Packer(max_length)
+    for row, length in enumerate(lengths.tolist()):
+        yield from packer.add(row, length)
+    yield from packer.flush()
+
+
+def _batched(groups: Iterable[list[int]], size: int) -> Iterator[list[list[int]]]:
+    groups = iter(groups)
+    while batch := list(itertools.islice(groups, size)):
+        yield batch
+
+
+def _check(rows: Sequence[np.ndarray], max_length: int, labels: np.ndarray | None, pack: bool) -> np.ndarray:
+    """Returns the lengths of the rows, once they are known to be right."""
+    lengths = lengths_of(rows)
+    longest = int(lengths.max(initial=0))
     if longest > max_length:
         raise UserError(f"a row has {longest} tokens, more than max_length={max_length}; encode the texts so")
     if labels is not None and (pack or len(labels) != len(rows)):
         raise ValueError(f"{len(labels)} labels, {len(rows)} rows, pack={pack}: one label a row, none when packing")
+    return lengths
 
 
-def _packed(dataset: Any, max_length: int, pad_id: int, seed: int | None) -> Any:
-    """Packs rows by first fit; without a seed the packed rows keep their order."""
-    return grain.experimental.FirstFitPackIterDataset(
-        dataset,
-        length_struct={"token_ids": max_length},
-        num_packing_bins=PACKING_BINS,
-        seed=seed or 0,
-        shuffle_bins=seed is not None,
-        padding_struct={"token_ids": pad_id},
-    )
+class _BatchDataset(grain.IterDataset[Batch]):
+    """The batches of one stream; its iterator's state is the position of the order and the rows that are open."""
+
+    def __init__(self, *settings: Any):
+        super().__init__()
+        self._settings = settings
+
+    def __iter__(self) -> grain.DatasetIterator[Batch]:
+        return _BatchIterator(*self._settings)
 
 
-def _stack(rows: Sequence[Batch]) -> Batch:
-    """Makes a batch of rows that Grain packed."""
-    return {
-        "token_ids": np.stack([row["token_ids"] for row in rows]),
-        "attention_mask": np.stack([row["token_ids_segment_ids"] for row in rows]),
-        "positions": np.stack([row["token_ids_positions"] for row in rows]),
-        "weight": np.ones(len(rows), np.float32),
-    }
+class _BatchIterator(grain.DatasetIterator[Batch]):
+    def __init__(
+        self,
+        order: Order,
+        packer: Packer | None,
+        lengths: np.ndarray,
+        size: int,
+        fill: Callable[[Sequence[Sequence[int]]], Batch],
+    ):
+        super().__init__()
+        self._order, self._packer, self._lengths, self._size, self._fill = order, packer, lengths, size, fill
+        self._ready: list[list[int]] = []  # packed rows of the next batch
+
+    def __next__(self) -> Batch:
+        while len(self._ready) < self._size:
+            row = next(self._order)
+            self._ready += self._packer.add(row, int(self._lengths[row])) if self._packer else [[row]]
+        groups, self._ready = self._ready[: self._size], self._ready[self._size :]
+        return self._fill(groups)
+
+    def get_state(self) -> dict[str, Any]:
+        packing = {} if self._packer is None else {"packer": self._packer.get_state()}
+        return {"order": self._order.get_state(), "ready": [list(group) for group in self._ready], **packing}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self._order.set_state(state["order"])
+        self._ready = [list(group) for group in state["ready"]]
+        if self._packer is not None:
+            self._packer.set_state(state["packer"])
 
 
-def _pad(rows: Sequence[Batch], max_length: int, pad_id: int) -> Batch:
-    """Makes a batch of one document a row."""
-    lengths = np.array([len(row["token_ids"]) for row in rows])
-    steps = np.arange(max_length, dtype=np.int32)
-    real = steps < lengths[:, None]
-    token_ids = np.full((len(rows), max_length), pad_id, np.int32)
-    token_ids[real] = np.concatenate([row["token_ids"] for row in rows])
-    batch = {
-        "token_ids": token_ids,
-        "attention_mask": real.astype(np.int32),
-        "positions": np.where(real, steps, 0).astype(np.int32),
-        "weight": np.ones(len(rows), np.float32),
-    }
-    if "labels" in rows[0]:
-        batch["labels"] = np.stack([row["labels"] for row in rows])
+def _fill(
+    rows: Sequence[np.ndarray],
+    labels: np.ndarray | None,
+    max_length: int,
+    pad_id: int,
+    groups: Sequence[Sequence[int]],
+) -> Batch:
+    """Makes a batch whose row b holds the rows `groups[b]` one after the other."""
+    chosen = [row for group in groups for row in group]
+    documents = read(rows, chosen)
+    counts = np.fromiter(map(len, groups), np.int64, len(groups))  # documents a row of the batch
+    lengths = np.fromiter(map(len, documents), np.int64, len(documents))
+    starts = np.cumsum(lengths) - lengths  # of each document, among all tokens
+    first = np.cumsum(counts) - counts  # the first document of each row of the batch
+    offsets = starts - np.repeat(starts[first], counts)  # of each document, in its row
+    numbers = np.arange(len(documents)) - np.repeat(first, counts) + 1
+    where = np.repeat(np.arange(len(groups)), counts)  # the row of each document
+    positions = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+    places = np.repeat(where * max_length + offsets, lengths) + positions
+    table = {name: np.zeros(len(groups) * max_length, np.int32) for name in ("attention_mask", "positions")}
+    table["token_ids"] = np.full(len(groups) * max_length, pad_id, np.int32)
+    table["token_ids"][places] = np.concatenate([np.zeros(0, np.int32), *documents])
+    table["attention_mask"][places] = np.repeat(numbers, lengths)
+    table["positions"][places] = positions
+    batch: Batch = {name: column.reshape(len(groups), max_length) for name, column in table.items()}
+    batch["weight"] = np.ones(len(groups), np.float32)
+    if labels is not None:
+        batch["labels"] = labels[chosen]
     return batch

@@ -34,11 +34,12 @@ NO_TEXT, NO_LABEL = "no text", "no label"  # reasons why a row is dropped
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Texts in the order of their source, with a label each unless `labels` is None."""
+    """Texts in the order of their sources, with a label each unless `labels` is None."""
 
     texts: list[str]
     labels: list[str] | None = None
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)  # reason -> rows that were read and left out
+    sources: list[int] | None = None  # of each text, where several sources were joined: which one it is from
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -46,7 +47,8 @@ class Examples:
     def take(self, rows: list[int]) -> Examples:
         """Returns the given rows, in the given order; `dropped` stays with the whole."""
         labels = None if self.labels is None else [self.labels[row] for row in rows]
-        return Examples([self.texts[row] for row in rows], labels)
+        sources = None if self.sources is None else [self.sources[row] for row in rows]
+        return Examples([self.texts[row] for row in rows], labels, sources=sources)
 
 
 def load(

@@ -36,33 +36,43 @@ def load_splits(config: DataConfig, labelled: Literal["classes", "numbers"] | No
     that names no split its `validation` (`test`) split, if that has usable rows; any other the share
     `config.validation_share` (`test_share`) of its texts, chosen by a hash of the text and `config.split_seed`.
 
-    Then, in every split, a text that occurs with two labels is dropped, as are repetitions; and texts of test leave
-    validation and train, texts of validation leave train. Equality is `identity.normalise`'s.
+    Then texts of train with fewer than `config.min_characters` are dropped; in every split texts that occur with two
+    labels, and repetitions; and texts of test leave validation and train, texts of validation leave train. Equality
+    is `identity.normalise`'s.
 
     Args:
       config: the data section.
       labelled: "classes" for labels that are names, "numbers" for floats, None for texts without labels.
 
     Raises:
-      UserError: see `sources.load`; a split that was asked for and is empty; a single class; a label that only
-        validation or test has; a label that is no number.
+      UserError: see `sources.load`; not as many weights as training sources; a split that was asked for and is
+        empty; a single class; a label that only validation or test has; a label that is no number.
     """
+    named = len(split_spec(config.train))
+    if config.weights and len(config.weights) != named:
+        raise UserError(f"data.weights={config.weights}: {len(config.weights)} weights, but data.train names {named} "
+                        f"source{'s' * (named > 1)}; give one each")  # fmt: skip
     pools, sources = _read(config, None if labelled is None else config.label, labelled == "numbers")
     report: dict[str, Any] = {"sources": sources}
     taken: set[str] = set()
     splits: dict[str, Examples] = {}
     for name in reversed(NAMES):  # a text stays in the split that is last in NAMES
-        splits[name], report[name] = _clean(pools[name], taken)
+        splits[name], report[name] = _clean(pools[name], taken, config.min_characters if name == "train" else 0)
         taken |= set(map(normalise, splits[name].texts))
     for name in NAMES:
         if not len(splits[name]) and _requested(config, name):
             counts = ", ".join(f"{value} {key}" for key, value in report[name].items())
+            if report[name].get("short", 0) == len(pools[name]) > 0:
+                longest = max(map(len, pools[name].texts))
+                raise UserError(f"data.min_characters={config.min_characters}: leaves none of the {len(pools[name])} "
+                                f"training texts; the longest has {longest} characters")  # fmt: skip
             raise UserError(f"data.{name}: no example is left ({len(pools[name])} read, {counts}); {_REMEDIES[name]}")
     if labelled == "classes":
         _check_classes(config, splits)
     if config.max_examples:
-        by_class = labelled == "classes"
+        by_class, before = labelled == "classes", len(splits["train"])
         splits["train"] = _subset(splits["train"], config.max_examples, config.split_seed, by_class)
+        report["train"]["beyond_max_examples"] = before - len(splits["train"])
     for name in NAMES:
         report[name]["examples"] = len(splits[name])
     return Splits(**splits, report=report)
@@ -108,10 +118,12 @@ def _read(config: DataConfig, label: str | None, numbers: bool) -> tuple[dict[st
 
 def _join(parts: list[Examples], labelled: bool) -> Examples:
     labels = [label for part in parts for label in part.labels or ()]
-    return Examples([text for part in parts for text in part.texts], labels if labelled else None)
+    texts = [text for part in parts for text in part.texts]
+    sources = [number for number, part in enumerate(parts) for _ in part.texts]
+    return Examples(texts, labels if labelled else None, sources=sources)
 
 
-def _clean(examples: Examples, taken: set[str]) -> tuple[Examples, dict[str, int]]:
+def _clean(examples: Examples, taken: set[str], shortest: int) -> tuple[Examples, dict[str, int]]:
     """Returns the rows that stay, and how many left for which reason; `taken` are normalised texts of other splits."""
     keys = list(map(normalise, examples.texts))
     labels = examples.labels or [""] * len(keys)
@@ -119,9 +131,11 @@ def _clean(examples: Examples, taken: set[str]) -> tuple[Examples, dict[str, int
     for key, label in zip(keys, labels, strict=True):
         seen.setdefault(key, set()).add(label)
     kept: dict[str, int] = {}
-    counts = {"duplicates": 0, "conflicting": 0, "overlap": 0}
+    counts = {"duplicates": 0, "conflicting": 0, "overlap": 0} | ({"short": 0} if shortest else {})
     for row, key in enumerate(keys):
-        if key in taken:
+        if len(examples.texts[row]) < shortest:
+            counts["short"] += 1
+        elif key in taken:
             counts["overlap"] += 1
         elif len(seen[key]) > 1:
             counts["conflicting"] += 1

@@ -8,12 +8,12 @@ import pytest
 from lepton_jax.config import DataConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.batches import (
-    encode_documents,
     encode_examples,
     evaluation_batches,
     fingerprint,
     training_batches,
 )
+from lepton_jax.data.shards import encode_documents
 from lepton_jax.data.splits import load_splits
 from lepton_jax.data.tokenizers import train
 from lepton_jax.data.tokenizers.layout import Layout, Slot
@@ -84,30 +84,6 @@ def test_encode_examples_gives_one_row_a_text():
     rows = encode_examples(Letters(), ["ab", "", "x" * 50], max_length=6)
     assert [row.tolist() for row in rows] == [[2, 97, 98, 3], [2, 3], [2, 120, 120, 120, 120, 3]]
     assert all(row.dtype == np.int32 for row in rows)
-
-
-def test_encode_documents_cuts_long_ones_and_loses_nothing(tmp_path):
-    texts = ["abcdefghij", "", "klmn", "opqr" * 3]
-    rows = encode_documents(Letters(), texts, 6, str(tmp_path))
-    assert [row.tolist() for row in rows[:3]] == [[2, 97, 98, 99, 100, 3], [2, 101, 102, 103, 104, 3], [2, 105, 106, 3]]
-    assert all(len(row) <= 6 and row[0] == 2 and row[-1] == 3 and row.dtype == np.int32 for row in rows)
-    assert Letters().decode(np.concatenate([row[1:-1] for row in rows])) == "".join(texts)
-    assert encode_documents(Letters(), ["", ""], 6, str(tmp_path)) == []
-
-
-def test_encode_documents_is_cached_by_texts_length_and_tokenizer(tmp_path, monkeypatch):
-    texts = ["abcdefghij", "klmn"]
-    first = encode_documents(Letters(), texts, 6, str(tmp_path))
-    calls = []
-    encode = Letters.encode
-    monkeypatch.setattr(Letters, "encode", lambda self, texts: calls.append(1) or encode(self, texts))
-    again = encode_documents(Letters(), texts, 6, str(tmp_path))
-    assert not calls and [row.tolist() for row in first] == [row.tolist() for row in again]
-    encode_documents(Letters(), texts, 7, str(tmp_path))
-    encode_documents(Letters(), texts[:1], 6, str(tmp_path))
-    monkeypatch.setattr(Letters, "fingerprint", "other")
-    encode_documents(Letters(), texts, 6, str(tmp_path))
-    assert len(calls) == 3
 
 
 def test_padded_training_sees_each_row_once_an_epoch_in_a_new_order():
@@ -206,7 +182,7 @@ def test_each_row_occurs_once_an_epoch_over_all_streams(pack, streams):
     rows = make_rows(2048)
     batches = take(training_batches(rows, 32, LENGTH, pack=pack, seed=3, pad_id=PAD, streams=streams), 64)
     found = [document[0] for batch in batches for document in documents(batch)]
-    if pack:  # first fit holds some back for fuller rows, and an epoch needs fewer batches
+    if pack:  # packing holds some back for fuller rows, and an epoch needs fewer batches
         early = [document[0] for batch in batches[:24] for document in documents(batch)]
         assert 768 < len(early) == len(set(early)) < 2048
         assert set(found) == {row[0] for row in rows}

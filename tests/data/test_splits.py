@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import random
@@ -174,3 +175,33 @@ def test_errors(train, validation, labelled, changes, message, tmp_path):
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         load_splits(DataConfig(**fields, **changes), labelled)
     assert "\n" not in str(caught.value)
+
+
+def test_short_texts_leave_train_alone_and_are_counted(tmp_path):
+    (tmp_path / "a.txt").write_text("long enough\n\nshort\n\nsix123\n\nshort\n")
+    (tmp_path / "b.txt").write_text("brief\n")
+    config = DataConfig(train=f"text:{tmp_path}/a.txt", validation=f"text:{tmp_path}/b.txt", min_characters=6)
+    splits = load_splits(config, None)
+    assert (splits.train.texts, splits.validation.texts) == (["long enough", "six123"], ["brief"])
+    assert splits.report["train"] == {"duplicates": 0, "conflicting": 0, "overlap": 0, "short": 2, "examples": 2}
+    with pytest.raises(UserError) as caught:
+        load_splits(dataclasses.replace(config, min_characters=12), None)
+    assert str(caught.value) == (
+        "data.min_characters=12: leaves none of the 4 training texts; the longest has 11 characters"
+    )
+
+
+def test_texts_keep_their_source_through_cleaning(tmp_path):
+    for name, texts in (("a", "one two three"), ("b", "two four one five")):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(texts.split()))
+    config = DataConfig(train=f"text:{tmp_path}/a.txt,text:{tmp_path}/b.txt", validation_share=0)
+    train = load_splits(config, None).train
+    assert list(zip(train.texts, train.sources or (), strict=True)) == [
+        ("one", 0), ("two", 0), ("three", 0), ("four", 1), ("five", 1)
+    ]  # fmt: skip
+    splits = load_splits(dataclasses.replace(config, max_examples=2), None)
+    assert len(splits.train.sources or ()) == 2 and splits.report["train"]["beyond_max_examples"] == 3
+    with pytest.raises(
+        UserError, match=r"data\.weights=\(1\.0,\): 1 weights, but data\.train names 2 sources; give one"
+    ):
+        load_splits(dataclasses.replace(config, weights=(1.0,)), None)

@@ -24,7 +24,8 @@ from lepton_jax.config import (
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import tokenizers
-from lepton_jax.data.batches import encode_documents, encode_examples, evaluation_batches, training_batches
+from lepton_jax.data.batches import encode_examples, evaluation_batches, training_batches
+from lepton_jax.data.shards import encode_documents
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import make_task
 from lepton_jax.train.logging import read_metrics

@@ -83,7 +83,7 @@ class PretrainedTokenizer:
         Raises:
           UserError: the files are damaged, or of a tokenizer that is not supported.
         """
-        self._files, self._where = dict(files), where
+        self._files, self._where, self._arguments = dict(files), where, (dict(files), family, where)
         options = self._json("tokenizer_config.json")
         self._family = _family(options, family)
         names = {**_names(self._json("special_tokens_map.json")), **_names(options)}
@@ -110,6 +110,9 @@ class PretrainedTokenizer:
         kind = type(self._tokenizer.model).__name__
         spaced = kind == "Unigram" or (kind == "BPE" and any(piece.startswith("▁") for piece in pieces))
         return words.starts(pieces, "##" if kind == "WordPiece" else "▁" if spaced else "Ġ")
+
+    def __reduce__(self) -> tuple[Any, ...]:  # for processes that tokenise; the library's own way forgets settings
+        return PretrainedTokenizer, self._arguments
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns int32 [n] token ids of each text, without special tokens."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import sentencepiece
@@ -55,6 +55,9 @@ class SentencePieceTokenizer:
             raise ValueError(f"its first pieces are {pieces}, not the special tokens")
         self._is_byte = np.array([self._processor.IsByte(index) for index in range(self.vocab_size)])
         self.fingerprint = hashlib.sha256(model).hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:  # for processes that tokenise
+        return SentencePieceTokenizer, (self._model,)
 
     @property
     def vocab_size(self) -> int:
