@@ -59,7 +59,7 @@ def assume(config: Config, mesh: Mesh | None = None) -> tuple[Config, Task, Tran
     labels = ("0", "1") if config.task.name == "classification" else ()
     card = make_card(config, "masked_lm" if config.task.name == "masked_lm" else "classification", tokenizer, labels)
     model = Transformer(card.model, card.head, card.num_outputs)
-    return config, make_task(config.task, tokenizer, len(labels)), model
+    return config, make_task(config.task, tokenizer, len(labels), config.packs), model
 
 
 @dataclasses.dataclass(frozen=True)

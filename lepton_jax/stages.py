@@ -38,7 +38,7 @@ from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import make_task
 from lepton_jax.train.forecast import explain_out_of_memory
 from lepton_jax.train.logging import read_metrics
-from lepton_jax.train.loop import check_mesh, fit
+from lepton_jax.train.loop import check_attention, check_mesh, fit
 
 Summary = dict[str, Any]
 
@@ -59,6 +59,7 @@ def run(config: Config | QuickstartConfig | ConvertConfig, folder: str | Path) -
     with processes.together():  # every check that needs no data, before any of them writes or trains
         for (where, each), mesh in zip(runs(config), meshes, strict=True):
             check_mesh(each, mesh, where)
+            check_attention(each, mesh, where)
     same = [dataclasses.replace(each, mesh=MeshConfig(each.mesh.shape)) for _, each in runs(config)]
     processes.require_equal("other configs", repr(same or config))
     if not isinstance(config, ConvertConfig) and config.dry_run:
@@ -228,7 +229,9 @@ def _fit(
                 "data.validation: there is no example to validate on; name a source, or set data.validation_share "
                 "above 0"
             )
-        check_mesh(dataclasses.replace(config, model=card.model), mesh)
+        resolved = dataclasses.replace(config, model=card.model)
+        check_mesh(resolved, mesh)
+        check_attention(resolved, mesh)
     if jax.process_count() > 1:
         held = (*rows["train"], *rows["validation"], *targets.values())
         processes.require_equal("other data", f"{tokenizer.fingerprint} {batches.fingerprint(held)}")
@@ -237,7 +240,7 @@ def _fit(
     common: dict[str, Any] = {
         "max_length": card.max_length,
         "pad_id": tokenizer.pad_id,
-        "pack": card.head == "masked_lm" and config.data.pack,
+        "pack": config.packs,
         "process_index": jax.process_index(),
     }
     with processes.together():
@@ -258,7 +261,7 @@ def _fit(
             rows["validation"], size, labels=targets.get("validation"), parts=parts, **common
         )
 
-    task = make_task(config.task, tokenizer, len(card.labels))
+    task = make_task(config.task, tokenizer, len(card.labels), config.packs)
     try:
         fitted = fit(
             config, folder, mesh=mesh, task=task, model=model, batches=training, validation=validation, init=init

@@ -48,8 +48,10 @@ class Task(Protocol):
         ...
 
 
-def make_task(config: TaskConfig, tokenizer: Any, num_labels: int = 0) -> Task:
+def make_task(config: TaskConfig, tokenizer: Any, num_labels: int = 0, packed: bool = True) -> Task:
     """Returns the task that the config names, for a tokenizer and, where it has classes, their number.
+
+    `packed` says whether rows of masked LM may hold several documents.
 
     Raises:
       UserError: masked language modelling with a tokenizer that has no mask token.
@@ -59,7 +61,7 @@ def make_task(config: TaskConfig, tokenizer: Any, num_labels: int = 0) -> Task:
             raise UserError("config.task.name='masked_lm': the tokenizer has no mask token; train one, or use another")
         special = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
         known = tuple(dict.fromkeys(token for token in special if token is not None))
-        return MaskedLM(config, tokenizer.vocab_size, tokenizer.mask_id, known)
+        return MaskedLM(config, tokenizer.vocab_size, tokenizer.mask_id, known, packed)
     if config.name == "regression":
         return Regression()
     return Classification(num_labels, config.loss)

@@ -25,6 +25,7 @@ class MaskedLM:
     vocab_size: int  # of the tokenizer
     mask_id: int
     special: tuple[int, ...]  # distinct ids that are never predicted nor drawn
+    packed: bool = True  # whether a row may hold several documents
 
     head: Head = "masked_lm"
     num_outputs: int = 0
@@ -41,6 +42,7 @@ class MaskedLM:
             batch["attention_mask"],
             positions=batch["positions"],
             predict=predict,
+            packed=self.packed,
             train=train,
             rngs={"dropout": rngs.stream(rng, "dropout")},
         )

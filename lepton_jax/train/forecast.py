@@ -115,9 +115,10 @@ def available_bytes(mesh: Mesh) -> int | None:
 def step_flops(config: Config, mesh: Mesh, task: Task, model: Transformer) -> float:
     """Returns the FLOPs of a step over all devices, counted before XLA optimises anything.
 
-    The counter sees the body of a loop once, so layers and accumulated parts are unrolled for it.
+    The counter sees the body of a loop once, so layers and accumulated parts are unrolled for it; nor does it look into
+    kernels, so attention is XLA's.
     """
-    unrolled = model.clone(config=dataclasses.replace(model.config, unroll=0))
+    unrolled = model.clone(config=dataclasses.replace(model.config, unroll=0, attention="xla"))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=1))
     program = make_program(config, mesh, task, unrolled)
     lowered = program.step.lower(program.abstract, abstract_batch(config, mesh))
