@@ -70,6 +70,7 @@ class ModelConfig:
 
     initializer_range: float = number(0.02, 0, None, "low")
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
+    attention: Literal["auto", "xla", "banded"] = "auto"  # what computes it; "auto": what fits device and rows
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again
     unroll: int = number(1, 0)  # layers per iteration of the scan over layers; 0: all of them
     init: str = ""  # a WORKDIR to start from; empty: random
@@ -198,6 +199,11 @@ class Config:
     compress: CompressConfig = CompressConfig()
     infer: InferConfig = InferConfig()
 
+    @property
+    def packs(self) -> bool:
+        """Whether a row may hold several documents."""
+        return self.task.name in LANGUAGE_MODELS and self.data.pack
+
 
 @dataclasses.dataclass(frozen=True)
 class QuickstartConfig:
@@ -225,7 +231,7 @@ RAMP_PARTS = 4  # the smallest batch of a ramp is one of so many parts, see `tra
 LANGUAGE_MODELS = ("masked_lm", "causal_lm")
 
 # What a model that starts from another one may set for itself; its other settings are the other one's.
-OWN_MODEL_FIELDS = ("dropout", "dtype", "remat", "unroll", "init")
+OWN_MODEL_FIELDS = ("dropout", "dtype", "attention", "remat", "unroll", "init")
 
 STAGES: dict[str, type] = {
     "pretrain": Config,

@@ -61,7 +61,7 @@ def assume(config: Config, mesh: Mesh | None = None) -> tuple[Config, Task, Tran
     head = config.task.name if config.task.name in LANGUAGE_MODELS else "classification"
     card = make_card(config, head, tokenizer, labels)
     model = Transformer(card.model, card.head, card.num_outputs)
-    return config, make_task(config.task, tokenizer, len(labels)), model
+    return config, make_task(config.task, tokenizer, len(labels), config.packs), model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from lepton_jax import hub, infer, plan, processes, report, workdir
 from lepton_jax.compress import quantize_int8
 from lepton_jax.config import (
-    LANGUAGE_MODELS,
     CompressConfig,
     Config,
     ConvertConfig,
@@ -39,7 +38,7 @@ from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import make_task
 from lepton_jax.train.forecast import explain_out_of_memory
 from lepton_jax.train.logging import read_metrics
-from lepton_jax.train.loop import check_mesh, fit
+from lepton_jax.train.loop import check_attention, check_mesh, fit
 from lepton_jax.train.ramp import part_rows
 
 Summary = dict[str, Any]
@@ -61,6 +60,7 @@ def run(config: Config | QuickstartConfig | ConvertConfig, folder: str | Path) -
     with processes.together():  # every check that needs no data, before any of them writes or trains
         for (where, each), mesh in zip(runs(config), meshes, strict=True):
             check_mesh(each, mesh, where)
+            check_attention(each, mesh, where)
     same = [dataclasses.replace(each, mesh=MeshConfig(each.mesh.shape)) for _, each in runs(config)]
     processes.require_equal("other configs", repr(same or config))
     if not isinstance(config, ConvertConfig) and config.dry_run:
@@ -245,7 +245,9 @@ def _fit(
                 "data.validation: there is no example to validate on; name a source, or set data.validation_share "
                 "above 0"
             )
-        check_mesh(dataclasses.replace(config, model=card.model), mesh)
+        resolved = dataclasses.replace(config, model=card.model)
+        check_mesh(resolved, mesh)
+        check_attention(resolved, mesh)
     if jax.process_count() > 1:
         held = [*rows.values(), list(targets.values())]
         processes.require_equal("other data", " ".join([tokenizer.fingerprint, *map(batches.fingerprint, held)]))
@@ -254,7 +256,7 @@ def _fit(
     common: dict[str, Any] = {
         "max_length": card.max_length,
         "pad_id": tokenizer.pad_id,
-        "pack": config.task.name in LANGUAGE_MODELS and config.data.pack,
+        "pack": config.packs,
         "process_index": jax.process_index(),
     }
     with processes.together():
@@ -278,7 +280,7 @@ def _fit(
             rows["validation"], size, labels=targets.get("validation"), parts=parts, **common
         )
 
-    task = make_task(config.task, tokenizer, len(card.labels))
+    task = make_task(config.task, tokenizer, len(card.labels), config.packs)
     try:
         fitted = fit(
             config, folder, mesh=mesh, task=task, model=model, batches=training, validation=validation, init=init

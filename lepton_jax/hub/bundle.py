@@ -95,6 +95,8 @@ def complete(
 
 def describe(folder: Path, card: Card, tokenizer: Tokenizer | None) -> None:
     """Writes the card and the tokenizer into a folder, whose parameters come from checkpoints or from `write`."""
+    # What computed attention is the run's affair: the model may be applied on any device.
+    card = dataclasses.replace(card, model=dataclasses.replace(card.model, attention="auto"))
 
     def write() -> None:
         with writing(folder):

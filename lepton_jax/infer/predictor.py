@@ -64,7 +64,7 @@ class Predictor:
         self.max_length = bundle.card.max_length
         self.lengths = (*(length for length in config.lengths if length < self.max_length), self.max_length)
         dtype = "bfloat16" if precision == "bfloat16" else "float32"
-        self.model = bundle.model.clone(config=dataclasses.replace(bundle.config, dtype=dtype))
+        self.model = bundle.model.clone(config=dataclasses.replace(bundle.config, dtype=dtype, attention="auto"))
         self.params = unstack(convert(bundle, precision))
         self.forward: Callable[..., jax.Array] = jax.jit(partial(forward, self.model, self.card))
 
@@ -128,7 +128,7 @@ def forward(
     model: Transformer, card: hub.Card, params: Any, token_ids: jax.Array, attention_mask: jax.Array
 ) -> jax.Array:
     """Returns float32 [N, outputs] for int32 [N, T] tokens; pure, so that it can be jitted, lowered and read."""
-    out: Any = model.apply({"params": params}, token_ids, attention_mask)
+    out: Any = model.apply({"params": params}, token_ids, attention_mask, packed=False)
     logits = out["logits"].astype(jnp.float32)
     if card.task.name == "regression":
         return logits

@@ -1,21 +1,28 @@
 """Attention: the one door that every model goes through, rotary positions, and the self-attention layer.
 
-Shapes in names: B rows, T positions (S where keys are meant), H heads, K size of a head, D hidden size.
+Shapes in names: B rows, T positions, H heads, K size of a head, D hidden size.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from lepton_jax.config import ModelConfig
+from lepton_jax.core.errors import UserError
 from lepton_jax.core.sharding import ROW_AXES, constrain
 from lepton_jax.models import relative
+from lepton_jax.models.backends import BACKENDS, choose
+from lepton_jax.models.backends.case import Case, Rows, device_of
 from lepton_jax.models.layers import Linear, together
 
 
@@ -27,52 +34,90 @@ class Context(flax.struct.PyTreeNode):
     local_angles_BxTxR: jax.Array | None = None  # ... in local layers
     relative_PxD: jax.Array | None = None  # embeddings of the relative positions -P/2 .. P/2 - 1
     mesh: Mesh | None = flax.struct.field(pytree_node=False, default=None)
+    rows: Rows = flax.struct.field(pytree_node=False, default="packed")
 
 
 def attention(
     q_BxTxHxK: jax.Array,
-    k_BxSxHxK: jax.Array,
-    v_BxSxHxK: jax.Array,
+    k_BxTxHxK: jax.Array,
+    v_BxTxHxK: jax.Array,
     segments_BxT: jax.Array,
     *,
     causal: bool = False,
-    window: jax.Array | int | None = None,
-    bias_BxHxTxS: jax.Array | None = None,
+    window: int | None = None,
+    local: jax.Array | bool | None = None,
+    bias_BxHxTxT: jax.Array | None = None,
     scale: float | None = None,
     mesh: Mesh | None = None,
+    rows: Rows = "packed",
+    backend: str = "auto",
 ) -> jax.Array:
     """Softmax attention within segments (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
 
     Args:
-      q_BxTxHxK, k_BxSxHxK, v_BxSxHxK: queries, keys and values, any float dtype, T = S.
-      segments_BxT: int32; a position attends to those with the same number. Padding has number 0: nothing attends to
-        it, and it attends to all that is not padding, so that its outputs, which nobody needs, are finite.
+      q_BxTxHxK, k_BxTxHxK, v_BxTxHxK: queries, keys and values, any float dtype.
+      segments_BxT: int32; a position attends to those with the same number. Padding has number 0, and nothing attends
+        to it. What comes out at padding is finite and of no use: backends differ in it.
       causal: a position attends only to itself and to earlier ones.
-      window: int [] of at least 0; a position attends to no more than so many positions to each side. None: all.
-      bias_BxHxTxS: float32, added to the scaled logits.
+      window: at least 0; a position attends to no more than so many positions to each side. None: all.
+      local: bool [], whether the window holds; it may be known at run time alone. None: it does.
+      bias_BxHxTxT: float32, added to the scaled logits.
       scale: of the products of queries and keys; None: 1 / sqrt(K).
       mesh: of the devices that rows, heads and positions are spread over; None: wherever XLA puts them.
+      rows: what is known of the segments, see `Rows`: of "full" rows they are all 1, of "padded" ones 1, then 0.
+      backend: see `choose`.
 
     Returns:
       [B, T, H, K] in the dtype of q; logits and softmax are computed in float32.
+
+    Raises:
+      UserError: the backend cannot do it.
     """
-    T = q_BxTxHxK.shape[1]
+    T, K = q_BxTxHxK.shape[1], q_BxTxHxK.shape[3]
     # Each device has its own queries and the keys and values of all: context parallelism, which serves any mask
     # (Llama 3, arXiv:2407.21783, section 3.3.2).
-    k_BxSxHxK, v_BxSxHxK = (constrain(x, mesh, ROW_AXES, None, "tensor", None) for x in (k_BxSxHxK, v_BxSxHxK))
-    logits_BxHxTxS = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxSxHxK, preferred_element_type=jnp.float32)
-    logits_BxHxTxS = logits_BxHxTxS * (1 / math.sqrt(q_BxTxHxK.shape[-1]) if scale is None else scale)
-    if bias_BxHxTxS is not None:
-        logits_BxHxTxS = logits_BxHxTxS + bias_BxHxTxS
-    queries, keys = segments_BxT[:, None, :, None], segments_BxT[:, None, None, :]
-    seen = ((queries == keys) | (queries == 0)) & (keys > 0)
-    if causal or window is not None:
-        distance_TxS = (jnp.arange(T)[:, None] - jnp.arange(T)[None, :])[None, None]
-        seen &= distance_TxS >= 0 if causal else True
-        seen &= jnp.abs(distance_TxS) <= window if window is not None else True
-    # A finite value: with -inf, a row without any key would be NaN, and the softmax's gradient has 0 * inf.
-    weights_BxHxTxS = nn.softmax(jnp.where(seen, logits_BxHxTxS, -1e30), axis=-1).astype(v_BxSxHxK.dtype)
-    return jnp.einsum("bhts,bshk->bthk", weights_BxHxTxS, v_BxSxHxK)
+    k_BxTxHxK, v_BxTxHxK = (constrain(x, mesh, ROW_AXES, None, "tensor", None) for x in (k_BxTxHxK, v_BxTxHxK))
+    case = Case(length=T, head_size=K, dtype=q_BxTxHxK.dtype.name, rows=rows, causal=causal, window=window,
+                bias=bias_BxHxTxT is not None, **device_of(mesh))  # fmt: skip
+    everywhere = dataclasses.replace(case, window=None)
+    scale = 1 / math.sqrt(K) if scale is None else scale
+
+    def attend(case: Case, q: jax.Array, k: jax.Array, v: jax.Array, **more: Any) -> jax.Array:
+        if bias_BxHxTxT is not None:
+            more["bias_BxHxTxT"] = bias_BxHxTxT
+        return BACKENDS[choose(case, backend)].attend(case, q, k, v, segments_BxT, scale=scale, **more)
+
+    qkv = (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK)
+    if local is None or isinstance(local, (bool, np.bool_)):
+        return attend(everywhere if local is not None and not local else case, *qkv)
+    if choose(case, backend) == choose(everywhere, backend) == "xla":
+        return attend(case, *qkv, local=local)  # one program, whose mask differs
+    return jax.lax.cond(local, partial(attend, case), partial(attend, everywhere), *qkv)
+
+
+def backends_of(
+    config: ModelConfig, length: int, packed: bool, mesh: Mesh | None, where: str = "config"
+) -> dict[Case, str]:
+    """Returns the backend of each kind of layers that a model has, those with a window first.
+
+    Args:
+      config: the model's.
+      length, packed: of the rows.
+      mesh: see `attention`.
+      where: the path of the config, for messages.
+
+    Raises:
+      UserError: the backend that the config names cannot serve the layers, or none of them.
+    """
+    case = Case(length=length, head_size=config.hidden_size // config.num_heads, dtype=config.dtype,
+                rows="packed" if packed else "padded", causal=config.causal, bias=bool(config.relative),
+                **device_of(mesh))  # fmt: skip
+    windows = (config.local_window, None) if config.global_every > 1 else (None,)
+    if config.attention == "banded" and windows == (None,):
+        raise UserError(f"{where}.model.attention='banded': is for windows, and model.global_every=1 has none; "
+                        f"choose {choose(case)!r}, or 'auto'")  # fmt: skip
+    cases = [dataclasses.replace(case, window=window) for window in windows]
+    return {case: choose(case, config.attention, where) for case in cases}
 
 
 def rotary_angles(positions_BxT: jax.Array, head_size: int, base: float) -> jax.Array:
@@ -98,7 +143,7 @@ class SelfAttention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array, context: Context, local: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BxTxD: jax.Array, context: Context, local: jax.Array | bool | None) -> jax.Array:
         """Attends; `local` is bool [], whether this layer sees a window alone, None where no layer does."""
         config = self.config
         B, T, D = x_BxTxD.shape
@@ -112,29 +157,32 @@ class SelfAttention(nn.Module):
             if local is not None and context.local_angles_BxTxR is not None:
                 angles_BxTxR = jnp.where(local, context.local_angles_BxTxR, angles_BxTxR)
             q_BxTxHxK, k_BxTxHxK = rotate(q_BxTxHxK, angles_BxTxR), rotate(k_BxTxHxK, angles_BxTxR)
-        scale, bias_BxHxTxS = 1 / math.sqrt(K), None
+        scale, bias_BxHxTxT = 1 / math.sqrt(K), None
         if context.relative_PxD is not None:
             if not config.relative_shared:  # the paper's own projections, with biases as the content's
                 query, key = (Linear(config, D, config.bias, name=f"relative_{name}") for name in ("query", "key"))
             scale = 1 / math.sqrt(K * (1 + len(config.relative)))
-            bias_BxHxTxS = relative.logits(
+            bias_BxHxTxT = relative.logits(
                 q_BxTxHxK,
                 k_BxTxHxK,
                 query(context.relative_PxD).reshape(-1, H, K) if "p2c" in config.relative else None,
                 key(context.relative_PxD).reshape(-1, H, K) if "c2p" in config.relative else None,
                 config.relative_max_distance,
             )
-            bias_BxHxTxS = bias_BxHxTxS * scale
+            bias_BxHxTxT = bias_BxHxTxT * scale
         y_BxTxHxK = attention(
             q_BxTxHxK,
             k_BxTxHxK,
             v_BxTxHxK,
             context.segments_BxT,
             causal=config.causal,
-            window=None if local is None else jnp.where(local, config.local_window, T),
-            bias_BxHxTxS=bias_BxHxTxS,
+            window=None if local is None else config.local_window,
+            local=local,
+            bias_BxHxTxT=bias_BxHxTxT,
             scale=scale,
             mesh=context.mesh,
+            rows=context.rows,
+            backend=config.attention,
         )
         output = Linear(config, D, config.bias, name="output")
         return together([output], y_BxTxHxK.reshape(B, T, D), context.mesh)[0]

@@ -7,11 +7,13 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from lepton_jax.config import ModelConfig
 from lepton_jax.core.sharding import ROW_AXES, constrain
 from lepton_jax.models.attention import Context, SelfAttention, rotary_angles
+from lepton_jax.models.backends.case import Rows
 from lepton_jax.models.embeddings import Embeddings, default_positions
 from lepton_jax.models.feed_forward import FeedForward
 from lepton_jax.models.heads import LanguageModelHead, OutputHead, ReplacedTokenHead, make_pooler, pool
@@ -35,11 +37,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxTxD: jax.Array, kind: dict[str, jax.Array], context: Context
+        self, x_BxTxD: jax.Array, kind: dict[str, Any], context: Context
     ) -> tuple[jax.Array, jax.Array | None]:
         """Returns the output, and again if `keep`, for a scan to stack.
 
-        `kind` has a bool [] for each way in which this layer may differ from the others.
+        `kind` has a bool [] for each way in which this layer may differ from the others, known now or at run time.
         """
         config = self.config
         dropout = nn.Dropout(config.dropout, deterministic=not self.train)
@@ -68,7 +70,7 @@ class LayerGroup(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxTxD: jax.Array, kind: dict[str, jax.Array], context: Context
+        self, x_BxTxD: jax.Array, kind: dict[str, Any], context: Context
     ) -> tuple[jax.Array, jax.Array | None]:
         scan: Any = nn.scan
         layers = scan(
@@ -107,6 +109,7 @@ class Transformer(nn.Module):
         token_type_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
         predict: jax.Array | None = None,
+        packed: bool = True,
         train: bool = False,
         hidden_states: bool = False,
     ) -> dict[str, jax.Array]:
@@ -119,6 +122,7 @@ class Transformer(nn.Module):
           token_type_ids: int32 [B, T], where the model has token types; None: all 0.
           positions: int32 [B, T], of a token within its document; None: 0, 1, 2, ... (`default_positions`).
           predict: int32 [B, N], the positions that a language-model head scores; None: all of them.
+          packed: False promises that a row is one document and padding only at its right; attention may then be faster.
           train: whether dropout is active; it then needs the rng stream "dropout".
           hidden_states: whether those of every layer are returned.
 
@@ -138,7 +142,9 @@ class Transformer(nn.Module):
         first_BxTxD = embeddings(token_ids, positions, token_type_ids)
         first_BxTxD = nn.Dropout(config.dropout, deterministic=not train)(first_BxTxD)
         first_BxTxD = constrain(first_BxTxD, self.mesh, ROW_AXES, "sequence", None)
-        x_BxTxD, states_LxBxTxD = self._layers(first_BxTxD, segments_BxT, positions, train, keep=hidden_states)
+        rows: Rows = "full" if attention_mask is None else "packed" if packed else "padded"
+        context = Context(segments_BxT, mesh=self.mesh, rows=rows)
+        x_BxTxD, states_LxBxTxD = self._layers(first_BxTxD, context, positions, train, keep=hidden_states)
         x_BxTxD = make_norm(config, "final_norm")(x_BxTxD) if config.norm_position == "pre" else x_BxTxD
 
         out = {"hidden": x_BxTxD}
@@ -160,11 +166,10 @@ class Transformer(nn.Module):
         return out
 
     def _layers(
-        self, x_BxTxD: jax.Array, segments_BxT: jax.Array, positions: jax.Array, train: bool, keep: bool
+        self, x_BxTxD: jax.Array, context: Context, positions: jax.Array, train: bool, keep: bool
     ) -> tuple[jax.Array, jax.Array | None]:
         """Returns the hidden states after all blocks [B, T, D] and, if `keep`, after each [num_layers, B, T, D]."""
         config = self.config
-        context = Context(segments_BxT, mesh=self.mesh)
         if config.positions == "rotary":
             size = config.hidden_size // config.num_heads
             context = context.replace(angles_BxTxR=rotary_angles(positions, size, config.rotary_base))
@@ -175,11 +180,11 @@ class Transformer(nn.Module):
             context = context.replace(relative_PxD=RelativeEmbeddings(config, name="relative")().astype(config.dtype))
 
         depth = config.num_layer_groups or config.num_layers
-        kind: dict[str, jax.Array] = {}  # how a layer differs from the others, if any does: bool [depth]
+        kind: dict[str, np.ndarray] = {}  # how a layer differs from the others, if any does: bool [depth]
         if config.global_every > 1:
-            kind["local"] = jnp.arange(depth) % config.global_every != 0
+            kind["local"] = np.arange(depth) % config.global_every != 0
         if not config.first_norm:
-            kind["first"] = jnp.arange(depth) == 0
+            kind["first"] = np.arange(depth) == 0
 
         block: Any = Block
         if config.remat != "none":

@@ -53,8 +53,10 @@ class Task(Protocol):
         ...
 
 
-def make_task(config: TaskConfig, tokenizer: Any, num_labels: int = 0) -> Task:
+def make_task(config: TaskConfig, tokenizer: Any, num_labels: int = 0, packed: bool = True) -> Task:
     """Returns the task that the config names, for a tokenizer and, where it has classes, their number.
+
+    `packed` says whether rows of a language model may hold several documents.
 
     Raises:
       UserError: masked language modelling with a tokenizer that has no mask token.
@@ -65,9 +67,9 @@ def make_task(config: TaskConfig, tokenizer: Any, num_labels: int = 0) -> Task:
         special = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
         known = tuple(dict.fromkeys(token for token in special if token is not None))
         words = tuple(tokenizer.word_starts.tolist()) if config.mask_unit == "word" else ()
-        return MaskedLM(config, tokenizer.vocab_size, tokenizer.mask_id, known, words)
+        return MaskedLM(config, tokenizer.vocab_size, tokenizer.mask_id, known, words, packed)
     if config.name == "causal_lm":
-        return CausalLM()
+        return CausalLM(packed)
     if config.name == "regression":
         return Regression()
     return Classification(num_labels, config.loss)

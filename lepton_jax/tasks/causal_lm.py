@@ -17,6 +17,8 @@ from lepton_jax.tasks.losses import correct, cross_entropy, weighted_mean
 class CausalLM:
     """Predicts the next token of a document; its last token has none. The model must be causal."""
 
+    packed: bool = True  # whether a row may hold several documents
+
     head: Head = "causal_lm"
     num_outputs: int = 0
 
@@ -34,6 +36,7 @@ class CausalLM:
             batch["token_ids"],
             segments,
             positions=batch["positions"],
+            packed=self.packed,
             train=train,
             rngs={"dropout": rngs.stream(rng, "dropout")},
         )

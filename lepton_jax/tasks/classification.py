@@ -47,6 +47,7 @@ def apply_to_rows(
         batch["token_ids"],
         batch["attention_mask"],
         positions=batch["positions"],
+        packed=False,
         train=train,
         rngs={"dropout": rngs.stream(rng, "dropout")},
     )

@@ -26,6 +26,7 @@ class MaskedLM:
     mask_id: int
     special: tuple[int, ...]  # distinct ids that are never predicted nor drawn
     word_starts: tuple[bool, ...] = ()  # of each token, whether it begins a word; for whole-word masks
+    packed: bool = True  # whether a row may hold several documents
 
     head: Head = "masked_lm"
     num_outputs: int = 0
@@ -46,6 +47,7 @@ class MaskedLM:
             batch["attention_mask"],
             positions=batch["positions"],
             predict=predict,
+            packed=self.packed,
             train=train,
             rngs={"dropout": rngs.stream(rng, "dropout")},
         )

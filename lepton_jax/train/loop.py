@@ -17,6 +17,7 @@ from lepton_jax.config import Config
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.batches import Streams
+from lepton_jax.models.attention import backends_of
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import Task
 from lepton_jax.train import ramp
@@ -59,6 +60,21 @@ def check_mesh(config: Config, mesh: Mesh, where: str = "config") -> None:
             raise UserError(f"{where}.{field}={size}: must be a multiple of {parts}, {axes}")
 
 
+def check_attention(config: Config, mesh: Mesh, where: str = "config") -> None:
+    """Raises UserError where the attention that a run asks for cannot serve its model, rows and devices."""
+    if not config.model.init:  # a model that comes from elsewhere is checked when it is there
+        backends_of(config.model, config.data.max_length, config.packs, mesh, where)
+
+
+def _attention_line(config: Config, model: Transformer, mesh: Mesh) -> str:
+    """Returns such as "attention: banded on cpu (float32, 512 positions, window 64), xla without a window"."""
+    found = backends_of(model.config, config.data.max_length, config.packs, mesh)
+    (case, name), *others = found.items()
+    window = "" if case.window is None else f", window {case.window}"
+    line = f"attention: {name} on {case.platform} ({case.dtype}, {case.length} positions{window})"
+    return line + "".join(f", {other} without a window" for _, other in others)
+
+
 def fit(
     config: Config,
     workdir: Path,
@@ -89,6 +105,8 @@ def fit(
     """
     step_fn, abstract, optimizer = make_program(config, mesh, task, model)
     evaluate = make_evaluate(task, model, mesh)
+    if jax.process_index() == 0:
+        print(_attention_line(config, model, mesh))
     last = config.train.steps if until is None else min(until, config.train.steps)
 
     with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
