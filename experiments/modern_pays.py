@@ -73,7 +73,8 @@ def steps_for(name: str, folder: Path) -> int:
     """Returns how many steps of a recipe fill the time, by the speed of a short run at its full batch."""
     config = recipe(name, 0, _PROBE)
     train = dataclasses.replace(config.train, ramp_share=0.0, log_every=_PROBE // 3)
-    stages.run(dataclasses.replace(config, train=train), folder)
+    evaluate = dataclasses.replace(config.evaluate, every=_PROBE)
+    stages.run(dataclasses.replace(config, train=train, evaluate=evaluate), folder)
     lines = [line for line in read_metrics(folder) if "tokens_per_second" in line]
     rows = lines[-1]["tokens_per_second"] / (config.data.max_length * train.batch_size)  # full rows: packing loses 1%
     ramp = config.train.ramp_share
