@@ -59,7 +59,7 @@ def prepare(folder: Path) -> None:
     from lepton_jax import hub
     from lepton_jax.config import DataConfig, ModelConfig, TaskConfig
     from lepton_jax.core import rng as rngs
-    from lepton_jax.data import batches, splits
+    from lepton_jax.data import batches, shards, splits
     from lepton_jax.models.sizes import SIZES
     from lepton_jax.models.transformer import Transformer, init_params
     from lepton_jax.tasks import make_task
@@ -80,7 +80,7 @@ def prepare(folder: Path) -> None:
         texts = splits.load_splits(data, None).train.texts
         packed = case == "real lengths"
         if packed:
-            rows = batches.encode_documents(tokenizer, texts, LENGTH)
+            rows: Any = shards.encode_documents(tokenizer, texts, LENGTH)
         else:
             rows = batches.encode_examples(tokenizer, texts, LENGTH)
         for kind, pack in (("ours", packed), ("others", False)):
