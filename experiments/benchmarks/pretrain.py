@@ -80,7 +80,7 @@ def prepare(folder: Path) -> None:
         texts = splits.load_splits(data, None).train.texts
         packed = case == "real lengths"
         if packed:
-            rows = shards.encode_documents(tokenizer, texts, LENGTH)
+            rows: Any = shards.encode_documents(tokenizer, texts, LENGTH)
         else:
             rows = batches.encode_examples(tokenizer, texts, LENGTH)
         for kind, pack in (("ours", packed), ("others", False)):

@@ -122,7 +122,8 @@ def training_batches(
     elsewhere = set().union(*map(touched, parts[:process_index]))
     start, stop, _ = parts[process_index].indices(batch_size)
     part = slice(start - mine[0] * size, stop - mine[0] * size)
-    return Streams({number: stream(number) for number in mine}, streams, part, set(mine) - elsewhere)
+    data = f"{fingerprint(rows)} {fingerprint([] if labels is None else [labels])} {sizes} {pack}"
+    return Streams({number: stream(number) for number in mine}, streams, part, set(mine) - elsewhere, data)
 
 
 class Streams(Iterator[Batch]):
@@ -132,7 +133,12 @@ class Streams(Iterator[Batch]):
     """
 
     def __init__(
-        self, running: Mapping[int, grain.DatasetIterator[Batch]], count: int, part: slice, kept: Iterable[int]
+        self,
+        running: Mapping[int, grain.DatasetIterator[Batch]],
+        count: int,
+        part: slice,
+        kept: Iterable[int],
+        data: str,
     ):
         """Joins the batches of consecutive streams.
 
@@ -142,8 +148,10 @@ class Streams(Iterator[Batch]):
           part: the rows that the process takes of all those that the running streams give.
           kept: the streams whose position this process writes into a checkpoint; of several that run the same
             stream, it is one's.
+          data: says what the batches are made of; a position in other data means nothing.
         """
         self._running, self._count, self._part = dict(running), count, part
+        self._data = hashlib.sha256(data.encode()).hexdigest()
         self.kept = frozenset(map(_state_name, kept))
 
     def __next__(self) -> Batch:
@@ -164,7 +172,7 @@ class Streams(Iterator[Batch]):
     def get_state(self) -> dict[str, Any]:
         """Returns the position of each running stream under its name, as JSON can hold it."""
         return {
-            _state_name(number): {"streams": self._count, "position": stream.get_state()}
+            _state_name(number): {"streams": self._count, "data": self._data, "position": stream.get_state()}
             for number, stream in self._running.items()
         }
 
@@ -172,12 +180,15 @@ class Streams(Iterator[Batch]):
         """Goes to the positions that `get_state` gave; names of streams that do not run here are ignored.
 
         Raises:
-          UserError: they are of another number of streams.
+          UserError: they are of another number of streams, or of other data.
         """
         for name in map(_state_name, self._running):
             if state.get(name, {}).get("streams") != self._count:
                 raise UserError(f"data.streams={self._count}: the saved position of the data is another iterator's, "
                                 f"with {', '.join(sorted(state)) or 'nothing'}")  # fmt: skip
+            if state[name].get("data") != self._data:
+                raise UserError("data.train: the training data are not those that this run has trained on so far; give "
+                                "it the same files and tokenizer again, or start a run in another workdir")  # fmt: skip
         for number, stream in self._running.items():
             stream.set_state(state[_state_name(number)]["position"])
 

@@ -62,7 +62,7 @@ def encode_documents(
       texts: the documents.
       max_length: of a row, special tokens included.
       cache: see `cache_folder`.
-      workers: processes that share the work where there is enough of it; 0: as many as this one may use cores.
+      workers: processes that share the work where there is enough of it; 0: one for each core.
       quiet: shows no progress.
 
     Raises:
@@ -95,7 +95,7 @@ def _encode(
                 found[path] = description
     missing = {path: piece for path, piece in jobs.items() if path not in found}
     left = sum(sum(sizes[piece.start : piece.stop]) for piece in missing.values())
-    count = min(workers or len(os.sched_getaffinity(0)), len(missing), max(left // _WORTH_A_PROCESS, 1))
+    count = min(workers or _cores(), len(missing), max(left // _WORTH_A_PROCESS, 1))
     settings = (tokenizer, max_length, dtype)
     work = _in_processes(settings, count) if count > 1 else _here(settings)
     with _progress(left, quiet) as advance:
@@ -112,6 +112,10 @@ def _encode(
     }  # fmt: skip
     with replacing(folder / INDEX) as temporary:
         temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pieces(sizes: Sequence[int]) -> list[range]:

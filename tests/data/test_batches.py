@@ -270,14 +270,37 @@ def test_a_position_of_another_number_of_streams_is_refused_and_changes_nothing(
     one.close()
 
 
-def test_packing_the_news_corpus_leaves_less_than_three_percent_padding():
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_position_in_other_data_is_refused_and_changes_nothing(pack):
+    def make(rows):
+        return training_batches(rows, 8, LENGTH, pack=pack, seed=5, pad_id=PAD)
+
+    rows = make_rows(80)
+    first = make(rows)
+    next(first)
+    state = first.get_state()
+    other = make([*rows[:-1], rows[-1] + 1])
+    before = other.get_state()
+    with pytest.raises(UserError, match=r"data\.train: the training data are not those that this run has trained on"):
+        other.set_state(state)
+    assert other.get_state() == before != state
+    same = make(make_rows(80))
+    same.set_state(state)
+    for iterator in (first, other, same):
+        iterator.close()
+
+
+def test_packing_the_news_corpus_leaves_less_than_one_percent_padding():
     texts = load_splits(DataConfig(train="tfds:news_articles"), None).train.texts
     tokenizer = train(texts, "bpe", 8192)
-    rows = encode_documents(tokenizer, texts, 128)
-    batches = take(training_batches(rows, 32, 128, pack=True, seed=0, pad_id=0), 58)[8:]
-    assert np.mean([(batch["attention_mask"] > 0).mean() for batch in batches]) > 0.97
-    padded = take(training_batches(rows, 32, 128, pack=False, seed=0, pad_id=0), 50)
-    assert np.mean([(batch["attention_mask"] > 0).mean() for batch in padded]) < 0.95  # what packing saves
+    for length, unpacked in ((128, 0.95), (512, 0.8)):
+        rows = encode_documents(tokenizer, texts, length)
+
+        def real(pack, rows=rows, length=length):
+            batches = take(training_batches(rows, 32, length, pack=pack, seed=0, pad_id=0), 150)
+            return np.mean([(batch["attention_mask"] > 0).mean() for batch in batches])
+
+        assert real(pack=True) > 0.99 > unpacked > real(pack=False)
 
 
 @pytest.mark.parametrize("pack", [False, True])

@@ -206,6 +206,14 @@ def script(tmp_path_factory, corpus, cache):
     return start
 
 
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout
+
+
 def children(process: int) -> list[int]:
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False)
     return list(map(int, listed.stdout.split()))
@@ -220,7 +228,9 @@ def test_two_processes_killed_and_resumed_leave_what_one_leaves(script, tmp_path
     killed.kill()
     killed.wait()
     assert len(workers) >= 2
-    while any(Path(f"/proc/{worker}").exists() for worker in workers):  # nobody goes on for a dead parent
+    deadline = time.monotonic() + 20
+    while running := [worker for worker in workers if alive(worker)]:
+        assert time.monotonic() < deadline, f"{running} go on for a dead parent"
         time.sleep(0.01)
     folder = folder_of(tmp_path / "killed")
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("[0-9]*.array_record")}

@@ -70,7 +70,7 @@ class SentencePieceTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns int32 [n] token ids of each text, without special tokens."""
-        return [np.asarray(ids, np.int32) for ids in self._processor.Encode(list(texts), out_type=int)]
+        return [np.asarray(ids, np.int32) for ids in self._processor.Encode(list(texts), return_type="numpy")]
 
     def rows(
         self,
