@@ -227,6 +227,34 @@ def test_resume_is_exact(pack, steps):
             np.testing.assert_array_equal(a[name], b[name])
 
 
+def test_a_row_that_was_complete_before_its_batch_is_not_lost():
+    """One short document a time waits for long, and then completes a row together with another one."""
+    rows = [np.full(size, 10, np.int32) for size in [2] + [LENGTH - 1] * 63]
+
+    def make():
+        return training_batches(rows, 1, LENGTH, pack=True, seed=5, pad_id=PAD)
+
+    straight, states = make(), []
+    for _ in range(150):
+        states.append(json.loads(json.dumps(straight.get_state())))
+        next(straight)
+    straight.close()
+    whole = [batch["token_ids"].tolist() for batch in take(make(), 160)]
+    held = [step for step, state in enumerate(states) if _ready(state)]
+    assert held
+    for step in held[:2]:
+        resumed = make()
+        resumed.set_state(states[step])
+        assert [batch["token_ids"].tolist() for batch in take(resumed, 10)] == whole[step : step + 10]
+
+
+def _ready(tree):
+    """Returns what a position holds under the name "ready", wherever Grain has put it."""
+    if not isinstance(tree, dict):
+        return None
+    return tree.get("ready") or next(filter(None, map(_ready, tree.values())), None)
+
+
 @pytest.mark.parametrize("pack", [False, True])
 def test_streams_resume_in_processes_that_did_not_save_them(pack):
     def make(parts, process):
@@ -356,6 +384,10 @@ def test_errors():
         training_batches(rows, 4, LENGTH, pack=False, seed=0, pad_id=PAD, streams=3)
     with pytest.raises(UserError, match=r"fill \d rows of 16 tokens when packed, fewer than one batch of 10"):
         training_batches(rows, 10, LENGTH, pack=True, seed=0, pad_id=PAD)
+    with pytest.raises(
+        UserError, match=r"data\.streams=4: a source of data\.train has 3 rows; at most as many streams"
+    ):
+        training_batches(rows, 4, LENGTH, pack=False, seed=0, pad_id=PAD, sizes=(7, 3), weights=(1.0, 1.0), streams=4)
     with pytest.raises(UserError, match=r"a row has \d+ tokens, more than max_length=4"):
         training_batches(rows, 2, 4, pack=False, seed=0, pad_id=PAD)
     with pytest.raises(ValueError, match=r"9 labels, 10 rows, pack=False"):

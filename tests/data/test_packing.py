@@ -43,10 +43,11 @@ def test_a_position_goes_on_exactly(before, after, open_rows):
     packer, other = Packer(LENGTH, open_rows), Packer(LENGTH, open_rows)
     pack(packer, before)
     pack(other, after)  # a position of its own, which the state replaces
-    state = json.loads(json.dumps(packer.get_state()))
+    taken = packer.get_state()
+    state = json.loads(json.dumps(taken))
     other.set_state(state)
     straight = pack(packer, after, len(before)), packer.flush()
-    assert state == other.get_state(), "a state that was taken does not move on"
+    assert taken == state == other.get_state(), "a state that was taken does not move on"
     assert (pack(other, after, len(before)), other.flush()) == straight
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -162,6 +163,20 @@ def test_damage_is_named_with_what_to_do(tmp_path, small_shards, file, damage, m
     assert "\n" not in str(caught.value)
 
 
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, *arguments):
+            pass
+
+        def write(self, record):
+            raise RuntimeError("write() failed: No space left on device; writing 00000; at byte 0")
+
+    monkeypatch.setattr(shards, "ArrayRecordWriter", Full)
+    message = r"00000-of-00001\.array_record: cannot be written \(No space left on device\); .*; make space, then give"
+    with pytest.raises(UserError, match=message):
+        encode_documents(Letters(), TEXTS, 6, str(tmp_path))
+
+
 def test_a_document_of_ten_million_characters(tmp_path):
     class Array(Letters):  # fast enough for that
         def encode(self, texts):
@@ -206,30 +221,50 @@ def script(tmp_path_factory, corpus, cache):
     return start
 
 
-def alive(process: int) -> bool:
+def state_and_parent(process: int) -> tuple[str, int]:
+    """Returns what Linux says of a process, a letter and a number; ("X", 0) of one that is not there."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return "Z" not in subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout
+        state, parent = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return "X", 0
+    return state, int(parent)
 
 
-def children(process: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False)
-    return list(map(int, listed.stdout.split()))
+def workers_of(process: int) -> list[int]:
+    """Returns the worker processes of a process; Python's own helper is none."""
+    found = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    found = [number for number in found if state_and_parent(number)[1] == process]
+    return [number for number in found if b"spawn_main" in Path(f"/proc/{number}/cmdline").read_bytes()]
 
 
+def wait_for_shards(process: subprocess.Popen[str], cache: Path, count: int) -> None:
+    while process.poll() is None and len(list(cache.glob("encoded/*/[0-9]*.array_record"))) < count:
+        time.sleep(0.01)
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes as Linux shows them")
+
+
+@needs_proc
+def test_a_worker_that_is_killed_ends_the_work_with_a_line(script, tmp_path):
+    process = script(tmp_path, 2, "slow")
+    wait_for_shards(process, tmp_path, 1)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1].startswith("lepton_jax.core.errors.UserError: a process that tokenises has ended, ")
+
+
+@needs_proc
 def test_two_processes_killed_and_resumed_leave_what_one_leaves(script, tmp_path):
     killed = script(tmp_path / "killed", 2, "slow")
-    root = tmp_path / "killed" / "encoded"
-    while killed.poll() is None and len(list(root.glob("*/[0-9]*.array_record"))) < 3:
-        time.sleep(0.01)
-    workers = children(killed.pid)
+    wait_for_shards(killed, tmp_path / "killed", 3)
+    workers = workers_of(killed.pid)
     killed.kill()
     killed.wait()
-    assert len(workers) >= 2
+    assert len(workers) == 2
     deadline = time.monotonic() + 20
-    while running := [worker for worker in workers if alive(worker)]:
+    while running := [worker for worker in workers if state_and_parent(worker)[0] not in "XZ"]:
         assert time.monotonic() < deadline, f"{running} go on for a dead parent"
         time.sleep(0.01)
     folder = folder_of(tmp_path / "killed")
