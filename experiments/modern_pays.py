@@ -101,9 +101,7 @@ def main(argv: list[str]) -> None:
     root = Path(WORKDIR.value)
     steps = {name: steps_for(name, root / f"speed_{name}") for name in RATES}
     folders = {(name, seed): root / f"{name}_{seed}" for seed in range(SEEDS.value) for name in RATES}
-    seconds = {
-        key: stages.run(recipe(*key, steps[key[0]]), folder)["wall_seconds"] for key, folder in folders.items()
-    }
+    seconds = {key: stages.run(recipe(*key, steps[key[0]]), folder)["wall_seconds"] for key, folder in folders.items()}
     check_alike(list(folders.values()))
     curves = {
         key: [(line["step"], line["validation/loss"]) for line in read_metrics(folder) if "validation/loss" in line]

@@ -64,7 +64,7 @@ def _explain(argv: list[str], error: Exception) -> str:
     for path, value in re.findall(r"--config\.([\w.]+)[= ](.*?)(?:\x00|$)", "\x00".join(argv)):
         if f"--config.{path}=" in text or any(f"'{name}'" in text for name in path.split(".")):
             return explain_override(path, value)
-    return text
+    return text.rpartition("UserError: ")[2]  # of a recipe that refused its argument, without the traceback to there
 
 
 def _run(argv: list[str]) -> None:

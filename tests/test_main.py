@@ -121,6 +121,14 @@ def test_a_wrong_override_is_one_line(run, recipe, tmp_path, arguments, message)
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize(("recipe", "known"), [("gpt2", "base, large, small, tiny"), ("quickstart", "en, zh")])
+def test_an_argument_that_a_recipe_does_not_know_is_one_line(run, tmp_path, recipe, known):
+    path = Path(__file__).parent.parent / "configs" / f"{recipe}.py"
+    code, stderr = run(f"--config={path}:huge", f"--workdir={tmp_path}/run")
+    line = only_line(stderr)
+    assert code == 2 and "Traceback" not in line and f"configs/{recipe}.py:huge: unknown" in line and known in line
+
+
 def test_an_override_reaches_the_run(run, recipe, tmp_path, monkeypatch):
     from lepton_jax import stages
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from lepton_jax import hub, infer, stages
+from lepton_jax import hub, infer, plan, stages
 from lepton_jax.config import default_config, resolve
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
@@ -370,6 +370,8 @@ def test_a_causal_model_from_text_to_perplexity(quickstart, tiny_config, tmp_pat
     config = tiny_config("pretrain")
     changes = {"task__name": "causal_lm", "model__causal": True, "data__tokenizer": str(quickstart / "pretrain")}
     summary = run(config, tmp_path / "a", **changes)
+    _, task, model = plan.assume(resolve(config))
+    assert model.head == task.head == "causal_lm", "so does a dry run have it"
     assert summary["pretrain.perplexity"] == pytest.approx(np.exp(summary["pretrain.validation_loss"]), rel=1e-6)
     assert 1 < summary["pretrain.perplexity"] < 800 and "pretrain.masked_accuracy" not in summary
     validated = [line for line in read_metrics(tmp_path / "a") if "validation/loss" in line]
@@ -379,6 +381,19 @@ def test_a_causal_model_from_text_to_perplexity(quickstart, tiny_config, tmp_pat
     assert bundle.card.head == bundle.card.task.name == "causal_lm"
     packed = [line["weight"] for line in read_metrics(tmp_path / "a") if "weight" in line]
     assert min(packed) > 16 * 8, "rows hold several documents, whose tokens but one are targets"
+
+
+def test_whole_words_are_those_of_the_tokenizer(quickstart, tiny_config, tmp_path):
+    """In the weights of the steps: whole words seldom fill a row's budget, single tokens always do."""
+    found = {}
+    for unit in ("token", "word"):
+        config = tiny_config("pretrain")
+        changes = {"task__mask_unit": unit, "task__mask_rate": 0.2, "data__tokenizer": str(quickstart / "pretrain")}
+        run(config, tmp_path / unit, **changes, train__steps=2)
+        found[unit] = [line["weight"] for line in read_metrics(tmp_path / unit) if "weight" in line]
+        task = plan.assume(resolve(config))[1]
+        assert sum(task.word_starts) == (400 if unit == "word" else 0), "unknown yet, so each token is taken for a word"
+    assert 0.7 * found["token"][0] < found["word"][0] < found["token"][0]
 
 
 def test_tensorflow_is_never_imported():

@@ -19,7 +19,11 @@ Metrics = dict[str, jax.Array]
 
 
 class Task(Protocol):
-    """What training needs to know of an objective."""
+    """What training needs to know of an objective.
+
+    One with a second network, a frozen teacher or a generator, is trained with a model that has both as submodules and
+    an `on` of its own: their parameters are one tree, of which `optim.frozen` may hold a part still.
+    """
 
     @property
     def head(self) -> Head:

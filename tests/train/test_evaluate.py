@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -68,6 +69,18 @@ def test_masked_lm_weighs_batches_by_their_predicted_positions(training):
     assert len(made) == 2 and weights[1] < weights[0] / 2 and abs(losses[0] - losses[1]) > 1e-2
     wanted = np.average(losses, weights=weights)
     assert evaluator(setup)(params, made)["loss"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_every_model_is_evaluated_on_the_same_positions(training):
+    """Models that say the same whatever they see have the same loss only over the same hidden tokens."""
+    losses = []
+    bert = {"norm_position": "post", "positions": "learned", "dropout": 0.1}
+    for changes, seed in (({}, 0), ({"num_layers": 1, "gated": True, "bias": False, **bert}, 0), ({}, 1)):
+        setup = training("masked_lm", config=dataclasses.replace(training().config, **changes))
+        params = jax.tree.map(jnp.zeros_like, setup.start().params)
+        params["head"]["bias"] = jnp.linspace(-2.0, 3.0, 64)
+        losses.append(evaluator(setup, seed=seed)(params, batches(16, labels=None))["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6) and abs(losses[0] - losses[2]) > 1e-3
 
 
 def test_perplexity_is_the_exponential_of_the_mean_over_all_batches(training):
