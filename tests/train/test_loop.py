@@ -52,6 +52,7 @@ class Run:
         task = TaskConfig(name="masked_lm" if labels is None else "classification", mask_rate=0.3)
         sections = {
             "train": TrainConfig(steps=4, batch_size=BATCH, learning_rate=0.01, log_every=1),
+            "data": DataConfig(max_length=LENGTH),
             "optim": OptimConfig(warmup_steps=1),
             "checkpoint": CheckpointConfig(every=2, keep=3),
             "evaluate": EvaluateConfig(every=2, batch_size=BATCH),

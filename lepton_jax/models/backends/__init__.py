@@ -21,6 +21,7 @@ from lepton_jax.models.backends.case import Case
 BACKENDS: dict[str, ModuleType] = {
     "xla": xla, "banded": banded, "cudnn": cudnn, "triton": triton, "splash": splash
 }  # fmt: skip
+_PER_DEVICE = ("triton", "splash")  # kernels, which XLA cannot split
 _LONG = 1024  # positions above which a mask [B, 1, T, T] takes too much memory
 
 
@@ -77,8 +78,7 @@ def attend(
       options: `scale`, and for "xla" `bias_BxHxTxT` and `local`.
     """
     fn = partial(BACKENDS[name].attend, case, **options)
-    if mesh is not None and hasattr(BACKENDS[name], "PER_DEVICE"):
-        # XLA cannot split a kernel: each device runs it on its own rows and heads.
+    if mesh is not None and name in _PER_DEVICE:  # each device runs it on its own rows and heads
         spec = PartitionSpec(ROW_AXES, None, "tensor", None)
         in_specs = (spec, spec, spec, PartitionSpec(ROW_AXES, None))
         fn = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=spec, check_vma=False)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from lepton_jax.models.backends.case import Case
 
 _LANES = 128
-PER_DEVICE = True
 
 
 def refuses(case: Case) -> str | None:

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from lepton_jax.models.backends.case import Case
 
 _KERNEL = "jax.experimental.pallas.ops.gpu"
-PER_DEVICE = True
 
 
 def refuses(case: Case) -> str | None:
