@@ -32,7 +32,7 @@ from lepton_jax.data import tokenizers
 from lepton_jax.train.logging import read_metrics
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 SECONDS = flags.DEFINE_integer("seconds", 600, "Of each run.", lower_bound=1)

@@ -70,7 +70,8 @@ class ModelConfig:
 
     initializer_range: float = number(0.02, 0, None, "low")
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
-    attention: Literal["auto", "xla", "banded"] = "auto"  # what computes it; "auto": what fits device and rows
+    # What computes attention, see `models/backends`; "auto": what fits device, rows and dtype.
+    attention: Literal["auto", "xla", "banded", "cudnn", "triton", "splash"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again
     unroll: int = number(1, 0)  # layers per iteration of the scan over layers; 0: all of them
     init: str = ""  # a WORKDIR to start from; empty: random

@@ -165,6 +165,8 @@ BAD_DATA = {
         "batch_size=16: must be a multiple of 32, the mesh's rows (data x fsdp) times train.accumulate=4"),
     "evaluation batch and mesh": (
         {"evaluate__batch_size": 20}, "config.evaluate.batch_size=20: must be a multiple of 8"),
+    "attention and device": (
+        {"model__attention": "splash"}, "config.model.attention='splash': it is for TPUs; choose 'xla', or 'auto'"),
     "more rows than data": (
         {"train__batch_size": 800}, "fewer than one batch of 800; use more data or train.batch_size of at most"),
     "vocabulary and corpus": (

@@ -20,8 +20,8 @@ from jax.sharding import Mesh
 from lepton_jax.config import ModelConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.core.sharding import ROW_AXES, constrain
-from lepton_jax.models import relative
-from lepton_jax.models.backends import BACKENDS, choose
+from lepton_jax.models import backends, relative
+from lepton_jax.models.backends import choose
 from lepton_jax.models.backends.case import Case, Rows, device_of
 from lepton_jax.models.layers import Linear, together
 
@@ -85,7 +85,8 @@ def attention(
     def attend(case: Case, q: jax.Array, k: jax.Array, v: jax.Array, **more: Any) -> jax.Array:
         if bias_BxHxTxT is not None:
             more["bias_BxHxTxT"] = bias_BxHxTxT
-        return BACKENDS[choose(case, backend)].attend(case, q, k, v, segments_BxT, scale=scale, **more)
+        name = choose(case, backend)
+        return backends.attend(name, case, mesh, q, k, v, segments_BxT, scale=scale, **more)
 
     qkv = (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK)
     if local is None or isinstance(local, (bool, np.bool_)):

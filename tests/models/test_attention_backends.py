@@ -1,8 +1,13 @@
-"""Every backend that this machine can run, against attention in float64 NumPy, one row and one head at a time."""
+"""Every backend against attention in float64 NumPy, one row and one head at a time.
+
+The kernels of GPUs and TPUs are interpreted; of cuDNN, which runs on its GPUs alone, the lowered program is read.
+"""
 
 import dataclasses
 import itertools
 import math
+import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +15,11 @@ import numpy as np
 import pytest
 
 from lepton_jax.config import ModelConfig, TaskConfig
+from lepton_jax.core import sharding
+from lepton_jax.models import backends
 from lepton_jax.models.attention import attention
+from lepton_jax.models.backends import BACKENDS
+from lepton_jax.models.backends.case import Case
 from lepton_jax.models.transformer import Transformer, init_params, unstack
 from lepton_jax.tasks.masked_lm import MaskedLM
 
@@ -66,14 +75,21 @@ def reference(q, k, v, d_out, segments, bias, causal=False, window=None, scale=N
     return out, grads, d_bias
 
 
-def run(q, k, v, d_out, segments, bias, dtype=jnp.float32, **options):
-    """Returns (output, gradients of q, k, v and, if there is one, of the bias) of the door."""
+def run(name, q, k, v, d_out, segments, bias=None, dtype=jnp.float32, mesh=None, **options):
+    """Returns (output, gradients of q, k, v and, if there is one, of the bias) of a backend."""
     arrays = [jnp.asarray(x, dtype) for x in (q, k, v)] + ([] if bias is None else [jnp.asarray(bias, jnp.float32)])
+    segments = jnp.asarray(segments)
+    fn, arguments = attention, {"backend": name, "mesh": mesh, **options}
+    if name in DEVICES:  # as the door calls it where its device is
+        scale = options.pop("scale", 1 / math.sqrt(K))
+        case = Case(length=q.shape[1], head_size=K, dtype=arrays[0].dtype.name, **DEVICES[name], **options)
+        assert BACKENDS[name].refuses(case) is None
+        fn, arguments = partial(backends.attend, name, case, mesh), {"scale": scale, "interpret": True}
 
     @jax.jit
     def both(arrays, d_out):
         def call(q, k, v, bias=None):
-            return attention(q, k, v, jnp.asarray(segments), bias_BxHxTxT=bias, **options)
+            return fn(q, k, v, segments, **arguments, **({} if bias is None else {"bias_BxHxTxT": bias}))
 
         out, pull = jax.vjp(call, *arrays)
         return out, pull(d_out)
@@ -81,6 +97,10 @@ def run(q, k, v, d_out, segments, bias, dtype=jnp.float32, **options):
     return both(arrays, jnp.asarray(d_out, dtype))
 
 
+DEVICES = {  # where kernels run that are interpreted here
+    "triton": {"platform": "gpu", "capability": 9.0},
+    "splash": {"platform": "tpu"},
+}
 CASES = {
     "xla": [
         {"rows": rows, "causal": causal, "window": window}
@@ -93,8 +113,16 @@ CASES = {
         {"rows": "packed", "window": 70},
         {"rows": "padded", "window": 5, "causal": True},
     ],
+    "triton": [{"rows": "packed"}, {"rows": "full", "causal": True}],
+    "splash": [
+        {"rows": "packed"},
+        {"rows": "full", "causal": True},
+        {"rows": "padded", "window": 5},
+        {"rows": "packed", "window": 9, "causal": True},
+    ],
 }
-LENGTHS = {"xla": 24, "banded": 200}  # of several blocks, the last not full
+LENGTHS = {"xla": 24, "banded": 200, "triton": 256, "splash": 256}  # of several blocks
+ONE_EACH = [("xla", None), ("xla", 5), ("banded", 5), ("triton", None), ("splash", None), ("splash", 5)]
 
 
 def all_cases():
@@ -107,10 +135,12 @@ def test_outputs_and_gradients_equal_the_reference(name, case):
     inputs = make_inputs(LENGTHS[name], case["rows"])
     segments = inputs[4]
     expected, expected_grads, _ = reference(*inputs, case.get("causal", False), case.get("window"))
-    out, grads = run(*inputs, backend=name, **case)
+    out, grads = run(name, *inputs, **case)
     real = segments > 0
     np.testing.assert_allclose(out[real], expected[real], atol=1e-5)
     assert np.isfinite(out).all()
+    if name in DEVICES:
+        np.testing.assert_array_equal(out[~real], 0.0)
     for grad, wanted in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(grad, wanted, atol=1e-5)
         np.testing.assert_array_equal(grad[~real], 0.0)  # padding changes nothing
@@ -128,25 +158,25 @@ def test_the_bias_and_the_scale_have_their_share():
     expected, expected_grads, d_bias = reference(*inputs, scale=0.7)
     plain = reference(*inputs[:5], None)[0]
     assert np.abs(expected - plain).max() > 0.1
-    out, (*grads, grad_of_bias) = run(*inputs, scale=0.7)
+    out, (*grads, grad_of_bias) = run("xla", *inputs, scale=0.7)
     real = inputs[4] > 0
     np.testing.assert_allclose(out[real], expected[real], atol=1e-5)
     for grad, wanted in zip((*grads, grad_of_bias), (*expected_grads, d_bias), strict=True):
         np.testing.assert_allclose(grad, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "window"), [("xla", None), ("banded", 5)])
+@pytest.mark.parametrize(("name", "window"), [ONE_EACH[index] for index in (0, 2, 3, 4)])
 def test_half_precision_is_near(name, window):
     inputs = make_inputs(LENGTHS[name])
     expected, expected_grads, _ = reference(*inputs, window=window)
-    out, grads = run(*inputs, dtype=jnp.bfloat16, backend=name, window=window)
+    out, grads = run(name, *inputs, dtype=jnp.bfloat16, window=window)
     real = inputs[4] > 0
     assert out.dtype == jnp.bfloat16 and {grad.dtype for grad in grads} == {jnp.dtype(jnp.bfloat16)}
     for found, wanted in ((out[real], expected[real]), *zip(grads, expected_grads, strict=True)):
         np.testing.assert_allclose(found.astype(jnp.float32), wanted, atol=0.05)
 
 
-@pytest.mark.parametrize(("name", "window"), [("xla", None), ("xla", 5), ("banded", 5)])
+@pytest.mark.parametrize(("name", "window"), ONE_EACH)
 def test_documents_of_a_row_never_see_each_other(name, window):
     """Bit for bit, forward and backward, whatever is in the other document."""
     inputs = make_inputs(LENGTHS[name])
@@ -155,13 +185,57 @@ def test_documents_of_a_row_never_see_each_other(name, window):
     changed = [x.copy() for x in inputs[:4]]
     for x in changed:
         x[0, first] *= 3
-    before, grads_before = run(*inputs, backend=name, window=window)
-    after, grads_after = run(*changed, *inputs[4:], backend=name, window=window)
+    before, grads_before = run(name, *inputs, window=window)
+    after, grads_after = run(name, *changed, *inputs[4:], window=window)
     assert np.abs(before - after)[0, first].max() > 0.1
     np.testing.assert_array_equal(before[0, second], after[0, second])
     for grad, other in zip(grads_before, grads_after, strict=True):
         assert np.abs(grad - other)[0, first].max() > 0.1
         np.testing.assert_array_equal(grad[0, second], other[0, second])
+
+
+@pytest.mark.parametrize(("name", "T"), [("xla", 24), ("banded", 200), ("splash", 128)])
+def test_devices_share_rows_and_heads(name, T):
+    mesh = sharding.make_mesh("data=2,fsdp=2,tensor=2")
+    inputs = [np.concatenate([x, x[:1]]) for x in make_inputs(T)[:5]]  # four rows
+    inputs[0][3] *= -1
+    one, grads = run(name, *inputs, window=5)
+    other, other_grads = run(name, *inputs, mesh=mesh, window=5)
+    assert len(one.sharding.device_set) == 1 and len(other.sharding.device_set) == 8
+    np.testing.assert_allclose(other, one, atol=5e-6)
+    for grad, wanted in zip(other_grads, grads, strict=True):
+        np.testing.assert_allclose(grad, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "call", "operands"),
+    [
+        ({"rows": "full"}, "fmhaSoftmax", 0),
+        ({"rows": "full", "causal": True}, "fmhaSoftmax", 0),
+        ({"rows": "padded"}, "fmhaSoftmax", 2),  # lengths of queries and keys
+        ({"rows": "packed"}, "fmhaScaleBiasSoftmax", 1),  # the mask
+        ({"rows": "padded", "window": 5}, "fmhaScaleBiasSoftmax", 1),
+    ],
+)
+def test_cudnn_is_called_forward_and_backward(monkeypatch, changes, call, operands):
+    import jax._src.cudnn.fused_attention_stablehlo as fused
+
+    # What it asks of a GPU, which is not here.
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91600)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(fused, "is_cuda_compute_capability_equal", lambda capability: False)
+    case = Case("gpu", 128, 64, "bfloat16", capability=9.0, **changes)
+    assert backends.choose(case) == "cudnn"
+    shapes = [jax.ShapeDtypeStruct((2, 128, 4, 64), jnp.bfloat16)] * 4
+
+    def both(q, k, v, d_out, segments):
+        return jax.vjp(lambda *qkv: backends.attend("cudnn", case, None, *qkv, segments, scale=0.1), q, k, v)[1](d_out)
+
+    traced = jax.jit(both).trace(*shapes, jax.ShapeDtypeStruct((2, 128), jnp.int32))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    calls = re.findall(r"custom_call @__cudnn\$(\w+)\((.*?)\)", text)
+    assert [name for name, _ in calls] == [call, f"{call}Backward"]
+    assert len(calls[0][1].split(",")) == 3 + operands
 
 
 def test_a_window_that_may_hold_is_the_one_or_the_other():

@@ -29,7 +29,7 @@ from lepton_jax.data.shards import encode_documents
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import make_task
 from lepton_jax.train.logging import read_metrics
-from lepton_jax.train.loop import check_mesh, fit
+from lepton_jax.train.loop import check_attention, check_mesh, fit
 from lepton_jax.train.ramp import part_rows
 from lepton_jax.train.stopping import Stopped, watch_sigterm
 
@@ -55,6 +55,7 @@ class Run:
         task = TaskConfig(name="masked_lm" if labels is None else "classification", mask_rate=0.3)
         sections = {
             "train": TrainConfig(steps=4, batch_size=BATCH, learning_rate=0.01, log_every=1),
+            "data": DataConfig(max_length=LENGTH),
             "optim": OptimConfig(warmup_steps=1),
             "checkpoint": CheckpointConfig(every=2, keep=3),
             "evaluate": EvaluateConfig(every=2, batch_size=BATCH),
@@ -228,7 +229,9 @@ def test_after_bad_batches_in_a_row_a_run_goes_back_and_the_data_go_on(make_run,
     with monkeypatch.context() as patch:
         seen = poison(patch, {3, 6, 7})
         fitted = run.fit()
-    assert "is not finite: back to step 6, past these batches" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "is not finite: back to step 6, past these batches" in said
+    assert said.count("attention: xla on cpu (float32, 12 positions)\n") == 1
     held_out = {batch["token_ids"].tobytes() for batch in run.validation()}
     trained = [batch["token_ids"].tobytes() for batch in seen if batch["token_ids"].tobytes() not in held_out]
     straight = run.training()
@@ -346,6 +349,15 @@ def test_a_batch_must_divide_among_data_and_fsdp(shape):
         UserError, match=r"^config\.finetune\.evaluate\.batch_size=20: must be a multiple of 8, [^,]*\(data x fsdp\)$"
     ):
         check_mesh(sized(16, accumulate=2, evaluation=20), mesh, "config.finetune")
+
+
+def test_the_attention_that_is_asked_for_must_serve_the_run():
+    mesh, config = sharding.make_mesh("data=8"), sized(16)
+    check_attention(config, mesh)
+    for name, reason in (("cudnn", "it is for NVIDIA GPUs"), ("banded", "is for windows")):
+        wanted = dataclasses.replace(config, model=dataclasses.replace(config.model, attention=name))
+        with pytest.raises(UserError, match=rf"^config\.pretrain\.model\.attention='{name}': {reason}.*; choose 'xla'"):
+            check_attention(wanted, mesh, "config.pretrain")
 
 
 def test_the_tensor_axis_takes_no_rows():

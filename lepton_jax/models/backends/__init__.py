@@ -1,18 +1,28 @@
 """The programs that compute attention, and which of them a case gets.
 
-Each is a module with `attend` and with `refuses`, which says why it cannot serve a case. One that cannot keep documents
-apart refuses packed rows; nothing falls back in silence.
+Each is a module with `attend` and with `refuses`, which says why it cannot serve a case. Every one of them keeps the
+documents of a row apart; nothing falls back in silence.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
 
 from lepton_jax.core.errors import UserError
-from lepton_jax.models.backends import banded, xla
+from lepton_jax.core.sharding import ROW_AXES
+from lepton_jax.models.backends import banded, cudnn, splash, triton, xla
 from lepton_jax.models.backends.case import Case
 
-BACKENDS: dict[str, ModuleType] = {"xla": xla, "banded": banded}
+BACKENDS: dict[str, ModuleType] = {
+    "xla": xla, "banded": banded, "cudnn": cudnn, "triton": triton, "splash": splash
+}  # fmt: skip
+_PER_DEVICE = ("triton", "splash")  # kernels, which XLA cannot split
+_LONG = 1024  # positions above which a mask [B, 1, T, T] takes too much memory
 
 
 def choose(case: Case, wanted: str = "auto", where: str = "config") -> str:
@@ -38,4 +48,38 @@ def choose(case: Case, wanted: str = "auto", where: str = "config") -> str:
 
 def _preferred(case: Case) -> list[str]:
     """Returns the names that are worth a try, the fastest first; the last of them serves all."""
-    return ["banded", "xla"] if banded.pays(case) else ["xla"]
+    blocks = ["banded"] if banded.pays(case) else []
+    if case.platform == "cpu":
+        return [*blocks, "xla"]
+    if case.length > _LONG and case.window is not None:
+        kernels = ["splash", "banded", "cudnn"]
+    elif case.length > _LONG and case.rows == "packed" and case.half:
+        kernels = ["splash", "triton", "cudnn"]
+    else:
+        kernels = ["splash", "cudnn"]
+    return [*kernels, *blocks, "xla"]
+
+
+def attend(
+    name: str,
+    case: Case,
+    mesh: Mesh | None,
+    q_BxTxHxK: jax.Array,
+    k_BxTxHxK: jax.Array,
+    v_BxTxHxK: jax.Array,
+    segments_BxT: jax.Array,
+    **options: Any,
+) -> jax.Array:
+    """Returns the attention [B, T, H, K] of a case by the backend of a name, which must not refuse it.
+
+    Args:
+      name, case: see `choose`.
+      mesh, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segments_BxT: see `attention`.
+      options: `scale`, and for "xla" `bias_BxHxTxT` and `local`.
+    """
+    fn = partial(BACKENDS[name].attend, case, **options)
+    if mesh is not None and name in _PER_DEVICE:  # each device runs it on its own rows and heads
+        spec = PartitionSpec(ROW_AXES, None, "tensor", None)
+        in_specs = (spec, spec, spec, PartitionSpec(ROW_AXES, None))
+        fn = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=spec, check_vma=False)
+    return fn(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segments_BxT)

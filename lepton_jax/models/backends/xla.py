@@ -44,8 +44,8 @@ def attend(
     if case.window is not None:
         near = jnp.abs(distance) <= case.window
         seen = both(seen, near if local is None else near | ~local)
-    heads_first = (x.swapaxes(1, 2) for x in (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK))
-    return softmax_attention(scale, *heads_first, seen, bias_BxHxTxT).swapaxes(1, 2)
+    q_BxHxTxK, k_BxHxTxK, v_BxHxTxK = (x.swapaxes(1, 2) for x in (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK))
+    return softmax_attention(scale, q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, seen, bias_BxHxTxT).swapaxes(1, 2)
 
 
 def both(seen: jax.Array | None, also: jax.Array) -> jax.Array:
