@@ -21,18 +21,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from absl import app, flags, logging
+from matplotlib.figure import Figure
 
 from lepton_jax import stages, workdir
 from lepton_jax.config import Config, resolve
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import tokenizers
 from lepton_jax.train.logging import read_metrics
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 SECONDS = flags.DEFINE_integer("seconds", 600, "Of each run.", lower_bound=1)
@@ -130,7 +127,8 @@ def table(curves: dict[Any, Any], seconds: dict[Any, float], steps: dict[str, in
 
 def draw(curves: dict[Any, Any], seconds: dict[Any, float], path: Path) -> None:
     """Draws the held-out loss of every run over the time, shared out evenly among its steps."""
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
     for (name, seed), points in curves.items():
         at, losses = zip(*points, strict=True)
         times = [step / at[-1] * seconds[name, seed] for step in at]

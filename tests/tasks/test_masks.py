@@ -3,6 +3,7 @@
 import functools
 import math
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_jax import tasks
+from lepton_jax import plan, tasks
 from lepton_jax.config import TaskConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.tasks import masks
@@ -159,6 +160,8 @@ def test_words_come_from_the_tokenizer():
     assert tasks.make_task(TaskConfig(), tokenizer).word_starts == ()
     tokenizer.word_starts = WORD_STARTS
     assert tasks.make_task(TaskConfig(mask_unit="word"), tokenizer).word_starts == tuple(WORD_STARTS)
+    assumed: Any = plan._AssumedTokenizer(13)  # of a dry run, which has none yet: each token is taken for a word
+    assert tasks.make_task(TaskConfig(mask_unit="word"), assumed).word_starts == (True,) * 13
     tokenizer.mask_id = None
     with pytest.raises(UserError, match="no mask token"):
         tasks.make_task(TaskConfig(mask_unit="word"), tokenizer)
