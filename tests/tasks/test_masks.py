@@ -77,6 +77,14 @@ def test_units_are_masked_whole_or_not_at_all(rows, seed, rate):
             assert all(size > limit - len(chosen) for size in left), "room for a unit was left"
 
 
+def test_a_word_beyond_the_budget_is_left_alone():
+    ordinary, starts = np.ones((2, LENGTH), bool), np.zeros((2, LENGTH), bool)
+    starts[0, [0, 5, 9]] = True  # 5, 4 and 7 tokens
+    starts[1, [0, 3, 9]] = True  # 3, 6 and 7 tokens
+    _, weight = choose(0.15, 3)(jax.random.key(0), ordinary, starts)
+    assert weight.sum(axis=1).tolist() == [0.0, 3.0]
+
+
 def test_single_tokens_are_units_of_one():
     """The plain path and the path of units agree where every token begins one."""
     ordinary = np.random.default_rng(0).random((ROWS, LENGTH)) < 0.8
@@ -153,6 +161,17 @@ def test_spans_are_longer_than_what_single_tokens_give_by_chance():
         return sum(map(len, rows)) / gaps
 
     assert mean_run("token") < 1.4 < 2.5 < mean_run("span") < mean_run("span", span_length=6.0)
+
+
+def test_rows_are_cut_into_other_spans_by_other_keys():
+    """Neighbours in a span share its fate; of spans that were always the same they would share it under every key."""
+    ids, keys = np.full((1, LENGTH), 5, np.int32), jax.random.split(jax.random.key(0), 100)
+    draw = jax.jit(jax.vmap(task("span").mask, (0, None, None)))
+    _, predict, _, weight = draw(keys, ids, np.ones_like(ids))
+    hit = np.zeros((100, LENGTH))
+    np.put_along_axis(hit, np.asarray(predict)[:, 0], np.asarray(weight)[:, 0], axis=1)
+    apart = (hit[:, 1:] != hit[:, :-1]).mean(axis=0)
+    assert apart.min() > 0.02 and apart.max() < 0.4
 
 
 def test_words_come_from_the_tokenizer():
