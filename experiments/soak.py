@@ -50,9 +50,6 @@ def logged(folder: Path) -> int:
 
 def same(one: Path, other: Path) -> bool:
     """Tells whether two finished runs logged the same metrics and have the same parameters, bit for bit."""
-    metrics = [
-        [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in read_metrics(folder)]
-        for folder in (one, other)
-    ]
+    metrics = [read_metrics(folder, timed=False) for folder in (one, other)]
     params = [jax.tree.leaves(hub.load(folder).params) for folder in (one, other)]
     return metrics[0] == metrics[1] and all(map(np.array_equal, *params))

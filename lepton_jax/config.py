@@ -134,6 +134,7 @@ class TrainConfig:
     learning_rate: float = number(1e-3, 0)
     seed: int = number(0, 0)
     log_every: int = number(20, 1)
+    profile: int = number(0, 0)  # steps, from the third one, that are traced for XProf into WORKDIR/profile
     max_skipped: int = number(10, 1)  # steps in a row without a finite loss and gradient, then back to a checkpoint
     max_rollbacks: int = number(3, 0)  # how often a run goes back before it stops
 
@@ -316,6 +317,8 @@ def _check_together(config: Config, where: str) -> None:
         smallest, part = smallest // RAMP_PARTS, f"a quarter of {part}, where the ramp begins"
     require(smallest % train.accumulate == 0, "train.accumulate", train.accumulate, f"must divide {part}")
     require(smallest % data.streams == 0, "data.streams", data.streams, f"must divide {part}")
+    require(not train.profile or train.profile + 2 <= train.steps, "train.profile", train.profile,
+            f"at most train.steps - 2 = {train.steps - 2}; the first two steps are not traced")  # fmt: skip
     require(optim.warmup_steps <= train.steps, "optim.warmup_steps", optim.warmup_steps,
             f"at most train.steps={train.steps}")  # fmt: skip
     require(data.validation_share + data.test_share < 1, "data.test_share", data.test_share,

@@ -141,7 +141,7 @@ def _format(name: str, value: Any) -> str:
     """Returns a metric's value as a person reads it; the metric's name tells what it is."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if name.endswith(("accuracy", "agreement", "f1")):
+    if name.endswith(("accuracy", "agreement", "f1", "utilisation")):
         return f"{100 * value:.1f}%"
     if name.endswith(("ratio", "speedup")):
         return f"{value:.2f}x"
@@ -215,7 +215,10 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
     rate, rate_axes = _figure(4.0, "step", "learning rate")
     rate_axes.plot(*series("learning_rate"), color="#1f2328", linewidth=1.4)
     last = {
-        name: value for line in metrics for name, value in line.items() if "/" in name or name == "tokens_per_second"
+        name: value
+        for line in metrics
+        for name, value in line.items()
+        if "/" in name or name in ("tokens_per_second", "utilisation")
     }
     rows = [(_escape(_words(name)), _escape(_format(name, value))) for name, value in last.items()]
     return (

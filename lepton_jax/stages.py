@@ -130,13 +130,17 @@ def pretrain(config: Config, folder: Path, mesh: Mesh) -> Summary:
     bundle = _fit(config, folder, mesh, card, tokenizer, rows, {})
     history = processes.on_first(lambda: read_metrics(folder))
     losses = [line["loss"] for line in history if "loss" in line]
-    speeds = [line["tokens_per_second"] for line in history if "tokens_per_second" in line]
+
+    def median(name: str) -> float | None:
+        return float(np.median(found)) if (found := [line[name] for line in history if name in line]) else None
+
     best = min((line for line in history if "validation/loss" in line), key=lambda line: line["validation/loss"])
     summary = {
         "pretrain.loss_first": losses[0],
         "pretrain.loss_last": float(np.mean(losses[-max(len(losses) // 10, 1) :])),
         "pretrain.validation_loss": best["validation/loss"],
-        "pretrain.tokens_per_second": float(np.median(speeds)) if speeds else None,
+        "pretrain.tokens_per_second": median("tokens_per_second"),
+        "pretrain.utilisation": median("utilisation"),
         "pretrain.parameters": trees.count(bundle.params),
         "pretrain.data": data.report,
     }

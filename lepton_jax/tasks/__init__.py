@@ -35,6 +35,10 @@ class Task(Protocol):
         """Of that head."""
         ...
 
+    def scored(self, length: int) -> int:
+        """Returns how many positions of a row of `length` a language-model head scores; 0 for other heads."""
+        ...
+
     def loss(
         self, model: Transformer, params: Any, batch: Batch, rng: jax.Array, train: bool = True
     ) -> tuple[jax.Array, Metrics]:

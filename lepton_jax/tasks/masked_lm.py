@@ -30,6 +30,10 @@ class MaskedLM:
     head: Head = "masked_lm"
     num_outputs: int = 0
 
+    def scored(self, length: int) -> int:
+        """See `Task.scored`: the budget of predicted positions, the same for every row."""
+        return math.ceil(self.config.mask_rate * length)
+
     def loss(
         self, model: Transformer, params: Any, batch: dict[str, jax.Array], rng: jax.Array, train: bool = True
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -63,7 +67,7 @@ class MaskedLM:
         """
         config = self.config
         rows, length = token_ids.shape
-        budget = math.ceil(config.mask_rate * length)
+        budget = self.scored(length)
         ordinary = (attention_mask > 0) & ~jnp.isin(token_ids, jnp.asarray(self.special))
         starts = None
         if config.mask_unit == "word":

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from lepton_jax.config import LANGUAGE_MODELS, Config
 from lepton_jax.core import sharding, trees
+from lepton_jax.models.flops import forward_flops
 from lepton_jax.models.transformer import Transformer, abstract_params
 from lepton_jax.tasks import Task
 from lepton_jax.train.state import trainable
@@ -43,7 +44,7 @@ class Forecast(Memory):
 
     parameters: int
     trainable_parameters: int
-    flops_per_token: float  # of a step, a product counted as two; positions of a row are tokens, padding or not
+    flops_per_token: float  # of a step's matrix products, see `forward_flops`; padding counts as tokens
 
 
 def forecast(config: Config, mesh: Mesh, task: Task, model: Transformer) -> Forecast:
@@ -60,7 +61,7 @@ def forecast(config: Config, mesh: Mesh, task: Task, model: Transformer) -> Fore
         **vars(step_memory(config, mesh, task, model)),
         parameters=trees.count(params),
         trainable_parameters=trees.count(chosen),
-        flops_per_token=step_flops(config, mesh, task, model) / (config.train.batch_size * config.data.max_length),
+        flops_per_token=row_flops(task, model, config.data.max_length) / config.data.max_length,
     )
 
 
@@ -112,17 +113,9 @@ def available_bytes(mesh: Mesh) -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def step_flops(config: Config, mesh: Mesh, task: Task, model: Transformer) -> float:
-    """Returns the FLOPs of a step over all devices, counted before XLA optimises anything.
-
-    The counter sees the body of a loop once, so layers and accumulated parts are unrolled for it.
-    """
-    unrolled = model.clone(config=dataclasses.replace(model.config, unroll=0))
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=1))
-    program = make_program(config, mesh, task, unrolled)
-    lowered = program.step.lower(program.abstract, abstract_batch(config, mesh))
-    costs: Any = lowered.cost_analysis()
-    return float(costs["flops"])
+def row_flops(task: Task, model: Transformer, length: int) -> float:
+    """Returns the FLOPs that a training step needs for each row of so many positions, see `forward_flops`."""
+    return 3 * forward_flops(model, length, task.scored(length))
 
 
 def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

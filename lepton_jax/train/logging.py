@@ -1,6 +1,6 @@
 """What a run writes down while it trains: metrics.jsonl, TensorBoard files, and a line on the screen.
 
-    {"step": 20, "loss": 2.31, "learning_rate": 0.001, "tokens_per_second": 18250.4}
+    {"step": 20, "loss": 2.31, "learning_rate": 0.001, "tokens_per_second": 18250.4, "utilisation": 0.41}
     {"step": 200, "validation/loss": 2.05, "validation/accuracy": 0.61}
 
 A metric of training has its plain name, any other its prefix before it. On TensorBoard each has its prefix.
@@ -27,6 +27,7 @@ from lepton_jax.disk import writing
 from lepton_jax.train.board import Board
 from lepton_jax.workdir import read_jsonl, replace_file
 
+_TIMED = ("tokens_per_second", "flops_per_second", "utilisation")
 _PLAIN_LINE_SECONDS = 10.0  # between two lines of training on an output that is no terminal
 
 
@@ -37,7 +38,14 @@ class MetricsLogger:
     damaged. Of several processes only the first one writes and prints.
     """
 
-    def __init__(self, workdir: Path, total_steps: int, start: int = 0, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        total_steps: int,
+        start: int = 0,
+        quiet: bool = False,
+        peak_flops: float | None = None,
+    ) -> None:
         """Describes the run; files are opened on entering.
 
         Args:
@@ -46,15 +54,17 @@ class MetricsLogger:
           start: the step that training resumes from. What an earlier process recorded beyond it will be
             recorded again, so it is cut off: no step appears twice.
           quiet: prints nothing.
+          peak_flops: FLOP/s that all devices can reach together; None: unknown.
         """
         self._workdir = workdir
         self._total_steps = total_steps
         self._start = start
         self._writes = jax.process_index() == 0
         self._prints = self._writes and not quiet
-        self._clock: tuple[int, int, float] | None = None  # step, tokens and time of the last training log
-        self._deferred: tuple[int, Mapping[str, Any], Sequence[Any]] | None = None
-        self._tokens = 0  # of the deferred logs so far
+        self._peak_flops = peak_flops
+        self._clock: tuple[int, int, float, float] | None = None  # step, tokens, FLOPs, time of the last training log
+        self._deferred: tuple[int, Mapping[str, Any], Sequence[Any], float] | None = None
+        self._tokens, self._flops = 0, 0.0  # of the deferred logs so far
         self._paused = 0.0  # seconds since then that were not training
         self._counted_steps, self._counted_tokens, self._counted_seconds = 0, 0, 0.0
         self._last_line = -_PLAIN_LINE_SECONDS
@@ -86,7 +96,7 @@ class MetricsLogger:
     def rewind(self, step: int, reason: str) -> None:
         """Forgets what was recorded beyond a step to which training goes back, and prints why it does."""
         self._deferred = self._clock = None
-        self._print(reason)
+        self.note(reason)
         self._close()
         self._open(step)
 
@@ -110,23 +120,25 @@ class MetricsLogger:
     def _writing_board(self) -> contextlib.AbstractContextManager[None]:
         return writing(self._workdir / "tensorboard")
 
-    def log(self, step: int, metrics: Mapping[str, Any], tokens: int = 0, prefix: str = "train") -> None:
+    def log(
+        self, step: int, metrics: Mapping[str, Any], tokens: int = 0, flops: float = 0.0, prefix: str = "train"
+    ) -> None:
         """Records the metrics of a step.
 
-        A line of training also gets `tokens_per_second`, the rate since the line of training before it. The first
-        one has none: the time to it is mostly compilation.
+        A line of training also gets `tokens_per_second`, the rate since the line of training before it, and
+        `flops_per_second` and `utilisation`, its share of the peak, where FLOPs and peak are known. The first one has
+        none: the time to it is mostly compilation.
 
         Args:
           step: the number of steps done, counted from 1.
           metrics: scalars, of Python, numpy or jax.
           tokens: of training, how many this process and the others have seen so far, padding not counted.
+          flops: of training, likewise, see `models.flops`.
           prefix: "train", or what else was measured ("validation").
         """
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         if prefix == "train":
-            rate = self._rate(step, tokens)
-            if rate is not None:
-                values["tokens_per_second"] = rate
+            values |= self._rates(step, tokens, flops)
         if self._writes:
             named = values if prefix == "train" else {f"{prefix}/{name}": value for name, value in values.items()}
             with writing(self._workdir / "metrics.jsonl"):
@@ -137,19 +149,21 @@ class MetricsLogger:
         if self._prints:
             self._show(step, values, prefix)
 
-    def defer(self, step: int, metrics: Mapping[str, Any], tokens: Sequence[Any]) -> None:
+    def defer(self, step: int, metrics: Mapping[str, Any], tokens: Sequence[Any], flops: float) -> None:
         """Keeps metrics of training to be logged at the next `flush`: fetching them now would wait for their step.
 
-        Here `tokens` are the numbers of all steps since the last call, which need not be there yet either.
+        Here `tokens` are the numbers of all steps since the last call, which need not be there yet either, and `flops`
+        those of these steps.
         """
-        self._deferred = (step, metrics, tokens)
+        self._deferred = (step, metrics, tokens, flops)
 
     def flush(self) -> None:
         """Logs what was deferred, if anything."""
         if self._deferred is not None:
-            step, metrics, tokens = self._deferred
+            step, metrics, tokens, flops = self._deferred
             self._tokens += sum(map(int, tokens))
-            self.log(step, metrics, self._tokens)
+            self._flops += flops
+            self.log(step, metrics, self._tokens, self._flops)
             self._deferred = None
 
     @contextlib.contextmanager
@@ -173,18 +187,23 @@ class MetricsLogger:
         """The rate over the whole run so far, compilation and pauses left out; None before the second log."""
         return self._counted_tokens / self._counted_seconds if self._counted_seconds else None
 
-    def _rate(self, step: int, tokens: int) -> float | None:
-        """Moves the clock to `step`; returns the tokens per second since the last training log."""
+    def _rates(self, step: int, tokens: int, flops: float) -> dict[str, float]:
+        """Moves the clock to `step`; returns what is known of the speed since the last training log."""
         now = time.perf_counter()
-        last, self._clock = self._clock, (step, tokens, now)
+        last, self._clock = self._clock, (step, tokens, flops, now)
         paused, self._paused = self._paused, 0.0
         if last is None:
-            return None
-        seconds = max(now - last[2] - paused, 1e-9)
+            return {}
+        seconds = max(now - last[3] - paused, 1e-9)
         self._counted_steps += step - last[0]
         self._counted_tokens += tokens - last[1]
         self._counted_seconds += seconds
-        return (tokens - last[1]) / seconds
+        rates = {"tokens_per_second": (tokens - last[1]) / seconds}
+        if flops > last[2]:
+            rates["flops_per_second"] = (flops - last[2]) / seconds
+            if self._peak_flops is not None:
+                rates["utilisation"] = rates["flops_per_second"] / self._peak_flops
+        return rates
 
     def _show(self, step: int, values: dict[str, float], prefix: str) -> None:
         """Moves the bar, or prints a line now and then where there is no terminal."""
@@ -192,7 +211,7 @@ class MetricsLogger:
         parts = [f"loss {values['loss']:.4f}"] if "loss" in values else []
         if prefix != "train":
             others = [f"{name} {value:.4f}" for name, value in values.items() if name != "loss"]
-            self._print(f"{prefix} at step {step}: {', '.join(parts + others)}")
+            self.note(f"{prefix} at step {step}: {', '.join(parts + others)}")
             return
         if rate is not None:
             left = (self._total_steps - step) * self._counted_seconds / self._counted_steps
@@ -201,9 +220,10 @@ class MetricsLogger:
             self._bar.update(rich.progress.TaskID(0), completed=step, description=", ".join(parts))
         elif step >= self._total_steps or time.perf_counter() - self._last_line >= _PLAIN_LINE_SECONDS:
             self._last_line = time.perf_counter()
-            self._print(f"step {step}/{self._total_steps}: {', '.join(parts)}")
+            self.note(f"step {step}/{self._total_steps}: {', '.join(parts)}")
 
-    def _print(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Prints a line, above the bar where there is one."""
         if not self._prints:
             return
         if self._bar:
@@ -212,8 +232,12 @@ class MetricsLogger:
             print(text, file=sys.stdout, flush=True)
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+def read_metrics(workdir: Path, timed: bool = True) -> list[dict[str, Any]]:
     """Returns the lines of a run's metrics.jsonl, each with its "step"; none where nothing was logged yet.
+
+    Args:
+      workdir: the run's folder.
+      timed: whether with the measured speeds, which differ where all else is repeated bit for bit.
 
     Raises:
       UserError: the file is damaged.
@@ -223,7 +247,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         if not isinstance(line.get("step"), int):
             raise UserError(f"{path}: line {number} has no step; the file is damaged")
-    return lines
+    return lines if timed else [{k: v for k, v in line.items() if k not in _TIMED} for line in lines]
 
 
 def _to_line(metrics: dict[str, Any]) -> str:

@@ -21,11 +21,14 @@ from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import Task
 from lepton_jax.train import ramp
 from lepton_jax.train.evaluate import make_evaluate
+from lepton_jax.train.forecast import row_flops
 from lepton_jax.train.guard import Guard
 from lepton_jax.train.logging import MetricsLogger
 from lepton_jax.train.state import TrainState, make_state
 from lepton_jax.train.step import make_program
 from lepton_jax.train.stopping import Stopped, watch_sigterm
+from lepton_jax.train.tracing import Trace
+from lepton_jax.train.utilisation import peak_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +100,23 @@ def fit(
         step, state = resume(batches)
         guard = Guard(config.train, workdir)
         guard.start(state.skipped)
-        with watch_sigterm() as asked_to_stop, MetricsLogger(workdir, config.train.steps, step) as logger:
-            tokens: list[jax.Array] = []  # of all processes, in each step since the last log
+        peak, work = peak_flops(list(mesh.devices.flat)), row_flops(task, model, config.data.max_length)
+        with (
+            watch_sigterm() as asked_to_stop,
+            MetricsLogger(workdir, config.train.steps, step, peak_flops=peak) as logger,
+            Trace(workdir / "profile", config.train.profile, step) as trace,
+        ):
+            tokens, flops = [], 0.0  # of all processes, in each step since the last log
             while step < last:
                 step += 1
                 batch = batches.take(ramp.parts(config.train, step))
                 placed = sharding.put_batch(batch, mesh)
                 tokens.append(_count(placed["attention_mask"]))
-                state, metrics = step_fn(state, placed)
+                flops += work * placed["token_ids"].shape[0]
+                with trace.step(step):
+                    state, metrics = step_fn(state, placed)
+                if traced := trace.after(step, metrics):
+                    logger.note(traced)
                 # Both look at an earlier step, now that the next one is under way: devices never wait.
                 logger.flush()
                 stops = asked_to_stop()
@@ -115,8 +127,8 @@ def fit(
                     guard.start(state.skipped)
                     continue
                 if step == 1 or step == last or step % config.train.log_every == 0:
-                    logger.defer(step, metrics, tokens)
-                    tokens = []
+                    logger.defer(step, metrics, tokens, flops)
+                    tokens, flops = [], 0.0
                 evaluates = step == last or step % config.evaluate.every == 0
                 saves = stops or step == last or step % config.checkpoint.every == 0
                 if evaluates or saves:

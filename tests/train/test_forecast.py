@@ -11,7 +11,7 @@ from lepton_jax.core import trees
 from lepton_jax.data.batches import evaluation_batches
 from lepton_jax.models.transformer import Transformer, abstract_params
 from lepton_jax.train import forecast as module
-from lepton_jax.train.forecast import explain_out_of_memory, step_flops, step_memory
+from lepton_jax.train.forecast import explain_out_of_memory, step_memory
 
 GIB = 2**30
 forecast = functools.cache(module.forecast)  # several tests look at the same ones
@@ -43,18 +43,14 @@ def test_parameters_state_and_flops_are_those_counted_by_hand(make):
     assert found.needed_gib >= found.state_gib + found.temporary_gib and found.temporary_gib > 0
     assert found.available_gib and found.fits
     layer = 4 * 16 * 16 + 2 * 16 * 32 + 2 * LENGTH * 16
-    products = 3 * 2 * (2 * ROWS * LENGTH * layer + ROWS * 3 * (16 * 16 + 16 * 64))
-    assert products < found.flops_per_token * ROWS * LENGTH < 2.5 * products  # norms and softmax weigh much when tiny
+    products = 3 * 2 * (2 * LENGTH * layer + 3 * (16 * 16 + 16 * 64))
+    assert found.flops_per_token == products / LENGTH
 
 
-def test_flops_count_every_layer_and_every_part(make):
-    one, two, four = (step_flops(*make(num_layers=depth)) for depth in (1, 2, 4))
-    assert two > 1.2 * one
-    assert four - two == pytest.approx(2 * (two - one), rel=1e-3)
+def test_parts_need_less_memory_than_the_whole(make):
     parts, larger = (make(train=TrainConfig(**train)) for train in (
         {"batch_size": ROWS, "accumulate": 4}, {"batch_size": 8 * ROWS}
     ))  # fmt: skip
-    assert step_flops(*parts) == pytest.approx(two, rel=1e-3)
     assert step_memory(*parts).temporary_gib < step_memory(*larger).temporary_gib
 
 

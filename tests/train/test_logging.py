@@ -154,7 +154,7 @@ def test_the_rate_leaves_out_compilation_and_pauses(tmp_path: Path, monkeypatch:
 def test_deferred_metrics_are_logged_once_and_before_what_a_pause_is_for(tmp_path: Path) -> None:
     with MetricsLogger(tmp_path, 4, quiet=True) as logger:
         logger.flush()  # nothing yet
-        logger.defer(1, {"loss": 1.0}, [8])
+        logger.defer(1, {"loss": 1.0}, [8], 0.0)
         assert read_metrics(tmp_path) == []
         with logger.paused():
             logger.log(1, {"loss": 2.0}, prefix="validation")
@@ -162,16 +162,20 @@ def test_deferred_metrics_are_logged_once_and_before_what_a_pause_is_for(tmp_pat
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 1, "validation/loss": 2.0}]
 
 
-def test_the_tokens_of_deferred_logs_are_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tokens_and_flops_of_deferred_logs_are_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    with MetricsLogger(tmp_path, 4, quiet=True) as logger:
+    with MetricsLogger(tmp_path, 4, quiet=True, peak_flops=24.0) as logger:
         for step, counts in ((1, [7]), (3, [jnp.int32(5), jnp.int32(6)]), (4, [jnp.int32(9)])):
             now[0] += 10
-            logger.defer(step, {}, counts)
+            logger.defer(step, {}, counts, 60.0)
             logger.flush()
         assert logger.tokens_per_second == (5 + 6 + 9) / 20
-    assert [line.get("tokens_per_second") for line in read_metrics(tmp_path)] == [None, 1.1, 0.9]
+    lines = read_metrics(tmp_path)
+    assert [line.get("tokens_per_second") for line in lines] == [None, 1.1, 0.9]
+    assert [line.get("flops_per_second") for line in lines] == [None, 6.0, 6.0]
+    assert [line.get("utilisation") for line in lines] == [None, 0.25, 0.25]
+    assert read_metrics(tmp_path, timed=False) == [{"step": step} for step in (1, 3, 4)]
 
 
 def test_plain_lines_where_there_is_no_terminal(

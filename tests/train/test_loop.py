@@ -27,6 +27,7 @@ from lepton_jax.data import tokenizers
 from lepton_jax.data.batches import encode_documents, encode_examples, evaluation_batches, training_batches
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import make_task
+from lepton_jax.train.logging import read_metrics
 from lepton_jax.train.loop import check_mesh, fit
 from lepton_jax.train.ramp import part_rows
 from lepton_jax.train.stopping import Stopped, watch_sigterm
@@ -87,8 +88,7 @@ class Run:
             batches.close()
 
     def lines(self):
-        text = (self.folder / "metrics.jsonl").read_text()
-        return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in text.splitlines()]
+        return read_metrics(self.folder, timed=False)
 
 
 @pytest.fixture
