@@ -383,19 +383,6 @@ def test_a_causal_model_from_text_to_perplexity(quickstart, tiny_config, tmp_pat
     assert min(packed) > 16 * 8, "rows hold several documents, whose tokens but one are targets"
 
 
-def test_whole_words_are_those_of_the_tokenizer(quickstart, tiny_config, tmp_path):
-    """In the weights of the steps: whole words seldom fill a row's budget, single tokens always do."""
-    found = {}
-    for unit in ("token", "word"):
-        config = tiny_config("pretrain")
-        changes = {"task__mask_unit": unit, "task__mask_rate": 0.2, "data__tokenizer": str(quickstart / "pretrain")}
-        run(config, tmp_path / unit, **changes, train__steps=2)
-        found[unit] = [line["weight"] for line in read_metrics(tmp_path / unit) if "weight" in line]
-        task = plan.assume(resolve(config))[1]
-        assert sum(task.word_starts) == (400 if unit == "word" else 0), "unknown yet, so each token is taken for a word"
-    assert 0.7 * found["token"][0] < found["word"][0] < found["token"][0]
-
-
 def test_tensorflow_is_never_imported():
     """TFDS would import it at the first chance; a set is prepared and read, and everything imported."""
     script = """

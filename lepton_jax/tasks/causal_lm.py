@@ -23,7 +23,7 @@ class CausalLM:
     num_outputs: int = 0
 
     def scored(self, length: int) -> int:
-        """See `Task.scored`: all of them."""
+        """See `Task.scored`: all of them, the last one for nothing, as length - 1 would not divide over a mesh."""
         return length
 
     def loss(
@@ -40,7 +40,6 @@ class CausalLM:
             train=train,
             rngs={"dropout": rngs.stream(rng, "dropout")},
         )
-        # All T positions are scored, the last of them for nothing: T - 1 would not divide over a mesh.
         targets = jnp.roll(batch["token_ids"], -1, axis=1)
         last = jnp.arange(segments.shape[1])[None, :] == segments.shape[1] - 1
         followed = (segments > 0) & (segments == jnp.roll(segments, -1, axis=1)) & ~last

@@ -107,6 +107,11 @@ def test_dropout_follows_the_key_and_is_off_in_evaluation():
     assert loss(0, False) == loss(1, False) != loss(0, True)
 
 
+def test_the_head_scores_every_position():
+    program = str(jax.make_jaxpr(gradient_fn())(make()[1], make_batch(), KEY))
+    assert CausalLM().scored(12) == 12 and "f32[4,12,32]" in program
+
+
 def test_the_config_names_it_and_no_mask_token_is_needed():
     assert tasks.make_task(TaskConfig(name="causal_lm"), None) == CausalLM()
 

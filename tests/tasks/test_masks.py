@@ -3,6 +3,7 @@
 import functools
 import math
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_jax import tasks
+from lepton_jax import plan, tasks
 from lepton_jax.config import TaskConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.tasks import masks
@@ -74,6 +75,14 @@ def test_units_are_masked_whole_or_not_at_all(rows, seed, rate):
         left = [len(unit) for unit in units if not chosen & set(unit)]
         if len(whole) < 3:  # each of three rounds takes a unit, unless none fits
             assert all(size > limit - len(chosen) for size in left), "room for a unit was left"
+
+
+def test_a_word_beyond_the_budget_is_left_alone():
+    ordinary, starts = np.ones((2, LENGTH), bool), np.zeros((2, LENGTH), bool)
+    starts[0, [0, 5, 9]] = True  # 5, 4 and 7 tokens
+    starts[1, [0, 3, 9]] = True  # 3, 6 and 7 tokens
+    _, weight = choose(0.15, 3)(jax.random.key(0), ordinary, starts)
+    assert weight.sum(axis=1).tolist() == [0.0, 3.0]
 
 
 def test_single_tokens_are_units_of_one():
@@ -154,11 +163,24 @@ def test_spans_are_longer_than_what_single_tokens_give_by_chance():
     assert mean_run("token") < 1.4 < 2.5 < mean_run("span") < mean_run("span", span_length=6.0)
 
 
+def test_rows_are_cut_into_other_spans_by_other_keys():
+    """Neighbours in a span share its fate; of spans that were always the same they would share it under every key."""
+    ids, keys = np.full((1, LENGTH), 5, np.int32), jax.random.split(jax.random.key(0), 100)
+    draw = jax.jit(jax.vmap(task("span").mask, (0, None, None)))
+    _, predict, _, weight = draw(keys, ids, np.ones_like(ids))
+    hit = np.zeros((100, LENGTH))
+    np.put_along_axis(hit, np.asarray(predict)[:, 0], np.asarray(weight)[:, 0], axis=1)
+    apart = (hit[:, 1:] != hit[:, :-1]).mean(axis=0)
+    assert apart.min() > 0.02 and apart.max() < 0.4
+
+
 def test_words_come_from_the_tokenizer():
     tokenizer = types.SimpleNamespace(pad_id=0, unk_id=1, cls_id=None, sep_id=None, mask_id=2, vocab_size=13)
     assert tasks.make_task(TaskConfig(), tokenizer).word_starts == ()
     tokenizer.word_starts = WORD_STARTS
     assert tasks.make_task(TaskConfig(mask_unit="word"), tokenizer).word_starts == tuple(WORD_STARTS)
+    assumed: Any = plan._AssumedTokenizer(13)  # of a dry run, which has none yet: each token is taken for a word
+    assert tasks.make_task(TaskConfig(mask_unit="word"), assumed).word_starts == (True,) * 13
     tokenizer.mask_id = None
     with pytest.raises(UserError, match="no mask token"):
         tasks.make_task(TaskConfig(mask_unit="word"), tokenizer)
