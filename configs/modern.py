@@ -8,6 +8,12 @@ gated feed-forward of the same number of parameters, layers that see 64 tokens t
 dropout, 30% of the tokens predicted, a batch that grows in the first tenth of the steps, and a rate that is constant
 until the last fifth. `--config.optim.name=muon` gives the matrices of the layers to Muon. `hub.save` writes the result
 as a `ModernBertForMaskedLM`.
+
+Hardware, time, number: `tiny` is for two CPU cores in float32. There 60 steps of up to 16 rows of the quickstart's
+English text, with 15% predicted as in BERT, reach a held-out loss of 6.93 in four minutes beside other work, where
+BERT's recipe has 6.97; `experiments/modern_pays.py` trains for longer. `base` and `large` are for GPUs and TPUs with
+`--config.model.dtype=bfloat16`; their shapes and numbers of parameters are tested, but no training of them has been
+measured.
 """
 
 from typing import Any
