@@ -91,9 +91,13 @@ def attention(
     qkv = (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK)
     if local is None or isinstance(local, (bool, np.bool_)):
         return attend(everywhere if local is not None and not local else case, *qkv)
-    if choose(case, backend) == choose(everywhere, backend) == "xla":
-        return attend(case, *qkv, local=local)  # one program, whose mask differs
-    return jax.lax.cond(local, partial(attend, case), partial(attend, everywhere), *qkv)
+    near, far = partial(attend, case), partial(attend, everywhere)
+    if choose(everywhere, backend) == "xla":
+        if choose(case, backend) == "xla":
+            return attend(case, *qkv, local=local)  # one program, whose mask differs
+        # Layers of both kinds keep what either kind does for the backward pass: of this one, no weights [B, H, T, T].
+        far = jax.checkpoint(far, prevent_cse=False)
+    return jax.lax.cond(local, near, far, *qkv)
 
 
 def backends_of(

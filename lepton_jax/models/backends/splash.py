@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -51,13 +53,13 @@ def attend(
         interpret=interpret,
     )
 
-    def one_row(q_HxTxK: jax.Array, k_HxTxK: jax.Array, v_HxTxK: jax.Array, segments_T: jax.Array) -> jax.Array:
+    def one_row(q_HxTxK: jax.Array, k_HxTxK: jax.Array, v_HxTxK: jax.Array, segments_T: jax.Array) -> Any:
         ids = None if case.rows == "full" else kernels.SegmentIds(segments_T, segments_T)
         return kernel(q_HxTxK, k_HxTxK, v_HxTxK, segment_ids=ids)  # padding attends to padding: no row is empty
 
     scaled = (q_BxTxHxK * scale).astype(q_BxTxHxK.dtype)  # the kernel has no scale of its own
-    heads_first = (x.swapaxes(1, 2) for x in (scaled, k_BxTxHxK, v_BxTxHxK))
-    out_BxTxHxK = jax.vmap(one_row)(*heads_first, segments_BxT).swapaxes(1, 2)
+    q_BxHxTxK, k_BxHxTxK, v_BxHxTxK = (x.swapaxes(1, 2) for x in (scaled, k_BxTxHxK, v_BxTxHxK))
+    out_BxTxHxK = jax.vmap(one_row)(q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, segments_BxT).swapaxes(1, 2)
     return out_BxTxHxK if case.rows == "full" else jnp.where(segments_BxT[:, :, None, None] > 0, out_BxTxHxK, 0)
 
 
