@@ -27,9 +27,8 @@ import sentencepiece
 import tokenizers as library
 from absl import app, flags
 
-from lepton_jax import hub
 from lepton_jax.config import DataConfig
-from lepton_jax.data import batches, shards, splits, tokenizers
+from lepton_jax.data import shards, splits, tokenizers
 
 STEP = flags.DEFINE_float("step_ms", 50.0, "Milliseconds of the training step that the batches are for.", lower_bound=0)
 ROWS = flags.DEFINE_integer("rows", 64, "Rows of a batch.", lower_bound=1)
@@ -67,6 +66,8 @@ def cpu_seconds() -> float:
 
 def batching(tokenizer: Any, texts: list[str]) -> None:
     """Prints a row a length: the rate of packed batches, and what they hold."""
+    from lepton_jax.data import batches  # here: the processes that tokenise import what stands above, and this is slow
+
     need = 1000 / STEP.value
     for length in (128, 512):
         with tempfile.TemporaryDirectory() as cache:
@@ -84,6 +85,8 @@ def batching(tokenizer: Any, texts: list[str]) -> None:
 
 def main(argv: list[str]) -> None:
     del argv
+    from lepton_jax import hub  # likewise
+
     corpus = splits.load_splits(DataConfig(train="tfds:news_articles"), None).train.texts
     texts = corpus * COPIES.value
     ours = tokenizers.train(corpus, "unigram", 8192)

@@ -62,7 +62,8 @@ def encode_documents(
       texts: the documents.
       max_length: of a row, special tokens included.
       cache: see `cache_folder`.
-      workers: processes that share the work where there is enough of it; 0: one for each core.
+      workers: processes that share the work where there is enough of it; 0: one for each core. They import the
+        caller's main module, whose work must therefore stand below `if __name__ == "__main__"`.
       quiet: shows no progress.
 
     Raises:
