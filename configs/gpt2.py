@@ -8,9 +8,10 @@ arXiv:2005.14165, appendix B). Each document is a context of its own, and its la
 exp of the mean loss over the held-out tokens, so it compares only models with one vocabulary. `hub.save` writes the
 result as a `GPT2LMHeadModel`.
 
-Hardware, time, number: `tiny` is for two CPU cores in float32. `base` and `large` are for GPUs and TPUs with
-`--config.model.dtype=bfloat16`; their shapes and numbers of parameters are tested, but no training of them has been
-measured.
+Hardware, time, number: `tiny` is for two CPU cores in float32. There 60 steps of 16 rows of the quickstart's English
+text, with 6 of warm-up, reach a held-out perplexity of 852 over a vocabulary of 8,192 in 7 minutes beside other work.
+`base` and `large` are for GPUs and TPUs with `--config.model.dtype=bfloat16`; their shapes and numbers of parameters
+are tested, but no training of them has been measured.
 """
 
 from typing import Any
