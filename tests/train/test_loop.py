@@ -349,6 +349,11 @@ def test_a_batch_must_divide_among_data_and_fsdp(shape):
         UserError, match=r"^config\.finetune\.evaluate\.batch_size=20: must be a multiple of 8, [^,]*\(data x fsdp\)$"
     ):
         check_mesh(sized(16, accumulate=2, evaluation=20), mesh, "config.finetune")
+    with pytest.raises(
+        UserError, match=r"train\.batch_size=16: must be a multiple of 32, .* times 4, by which train\.r"
+    ):
+        check_mesh(sized(16, ramp_share=0.1), mesh)
+    check_mesh(sized(32, ramp_share=0.1), mesh)
 
 
 def test_the_attention_that_is_asked_for_must_serve_the_run():
@@ -361,11 +366,6 @@ def test_the_attention_that_is_asked_for_must_serve_the_run():
 
 
 def test_the_tensor_axis_takes_no_rows():
-    with pytest.raises(
-        UserError, match=r"train\.batch_size=16: must be a multiple of 32, .* times 4, by which train\.r"
-    ):
-        check_mesh(sized(16, ramp_share=0.1), mesh)
-    check_mesh(sized(32, ramp_share=0.1), mesh)
     check_mesh(sized(4, evaluation=4), sharding.make_mesh("data=2,fsdp=2,tensor=2"))
     with pytest.raises(UserError, match=r"batch_size=2: must be a multiple of 4"):
         check_mesh(sized(2, evaluation=4), sharding.make_mesh("data=2,fsdp=2,tensor=2"))
