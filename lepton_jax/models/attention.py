@@ -25,13 +25,15 @@ from lepton_jax.models.backends import choose
 from lepton_jax.models.backends.case import Case, Rows, device_of
 from lepton_jax.models.layers import Linear, together
 
+Rotation = tuple[jax.Array, jax.Array]  # cosines and sines [B, T, R] of angles, float32
+
 
 class Context(flax.struct.PyTreeNode):
     """What every layer of a stack attends by: computed once, the same for all."""
 
     segments_BxT: jax.Array
-    angles_BxTxR: jax.Array | None = None  # of rotary positions, R = K / 2
-    local_angles_BxTxR: jax.Array | None = None  # ... in local layers
+    rotation: Rotation | None = None  # of rotary positions
+    local_rotation: Rotation | None = None  # ... in local layers
     relative_PxD: jax.Array | None = None  # embeddings of the relative positions -P/2 .. P/2 - 1
     mesh: Mesh | None = flax.struct.field(pytree_node=False, default=None)
     rows: Rows = flax.struct.field(pytree_node=False, default="packed")
@@ -125,15 +127,16 @@ def backends_of(
     return {case: choose(case, config.attention, where) for case in cases}
 
 
-def rotary_angles(positions_BxT: jax.Array, head_size: int, base: float) -> jax.Array:
-    """Returns the angles [B, T, K/2] of rotary positions, float32 (Su et al. 2021, arXiv:2104.09864, equation 15)."""
+def rotation(positions_BxT: jax.Array, head_size: int, base: float) -> Rotation:
+    """Returns what rotary positions turn by, R = head_size / 2 (Su et al. 2021, arXiv:2104.09864, equation 15)."""
     frequencies = base ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
-    return positions_BxT[:, :, None].astype(jnp.float32) * frequencies[None, None, :]
+    angles_BxTxR = positions_BxT[:, :, None].astype(jnp.float32) * frequencies[None, None, :]
+    return jnp.cos(angles_BxTxR), jnp.sin(angles_BxTxR)
 
 
-def rotate(x_BxTxHxK: jax.Array, angles_BxTxR: jax.Array) -> jax.Array:
-    """Turns the pairs (i, i + K/2) of the last axis by the angles, R = K/2; keeps the dtype."""
-    cos, sin = jnp.cos(angles_BxTxR)[:, :, None, :], jnp.sin(angles_BxTxR)[:, :, None, :]
+def rotate(x_BxTxHxK: jax.Array, rotation: Rotation) -> jax.Array:
+    """Turns the pairs (i, i + K/2) of the last axis by their angles; keeps the dtype."""
+    cos, sin = (part_BxTxR[:, :, None, :] for part_BxTxR in rotation)
     first, second = jnp.split(x_BxTxHxK.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BxTxHxK.dtype)
 
@@ -158,10 +161,10 @@ class SelfAttention(nn.Module):
             y_BxTxD.reshape(B, T, H, K) for y_BxTxD in together((query, key, value), x_BxTxD, context.mesh)
         )
 
-        if (angles_BxTxR := context.angles_BxTxR) is not None:
-            if local is not None and context.local_angles_BxTxR is not None:
-                angles_BxTxR = jnp.where(local, context.local_angles_BxTxR, angles_BxTxR)
-            q_BxTxHxK, k_BxTxHxK = rotate(q_BxTxHxK, angles_BxTxR), rotate(k_BxTxHxK, angles_BxTxR)
+        if (turn := context.rotation) is not None:
+            if local is not None and context.local_rotation is not None:
+                turn = jax.tree.map(lambda *parts: jnp.where(local, *parts), context.local_rotation, turn)
+            q_BxTxHxK, k_BxTxHxK = rotate(q_BxTxHxK, turn), rotate(k_BxTxHxK, turn)
         scale, bias_BxHxTxT = 1 / math.sqrt(K), None
         if context.relative_PxD is not None:
             if not config.relative_shared:  # the paper's own projections, with biases as the content's

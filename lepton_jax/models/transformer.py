@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from lepton_jax.config import ModelConfig
 from lepton_jax.core.sharding import ROW_AXES, constrain
-from lepton_jax.models.attention import Context, SelfAttention, rotary_angles
+from lepton_jax.models.attention import Context, SelfAttention, rotation
 from lepton_jax.models.backends.case import Rows
 from lepton_jax.models.embeddings import Embeddings, default_positions
 from lepton_jax.models.feed_forward import FeedForward
@@ -172,10 +172,10 @@ class Transformer(nn.Module):
         config = self.config
         if config.positions == "rotary":
             size = config.hidden_size // config.num_heads
-            context = context.replace(angles_BxTxR=rotary_angles(positions, size, config.rotary_base))
+            context = context.replace(rotation=rotation(positions, size, config.rotary_base))
             if config.global_every > 1:
-                local = rotary_angles(positions, size, config.local_rotary_base)
-                context = context.replace(local_angles_BxTxR=local)
+                local = rotation(positions, size, config.local_rotary_base)
+                context = context.replace(local_rotation=local)
         if config.relative:
             context = context.replace(relative_PxD=RelativeEmbeddings(config, name="relative")().astype(config.dtype))
 
