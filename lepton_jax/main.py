@@ -5,6 +5,11 @@ python -m lepton_jax.main --config=configs/NAME.py[:ARG] --workdir=DIR [--config
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lepton_jax import huge_pages
+
+    huge_pages.use()  # first of all, for it starts the process anew
+
 import contextlib
 import os
 import re

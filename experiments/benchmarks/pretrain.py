@@ -111,7 +111,7 @@ def step_key(seed: int) -> Any:
 
 
 def ours(batches: Iterator[Batch]) -> Callable[[], Any]:
-    """Returns the step of this package: it draws the masks itself."""
+    """Returns the step of this package: it draws the masks itself, and uses huge pages as a run does."""
     import dataclasses
 
     from lepton_jax import hub
@@ -259,4 +259,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if "--side=ours" in sys.argv:
+        from lepton_jax import huge_pages
+
+        huge_pages.use()
     app.run(main)

@@ -1,0 +1,62 @@
+"""That a process starts itself anew once, with the same command, and only where it helps."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lepton_jax import huge_pages
+
+SCRIPT = """
+import os, sys
+from lepton_jax import huge_pages
+huge_pages._MODE = __import__("pathlib").Path(sys.argv[1])
+print("start", flush=True)
+huge_pages.use()
+print(os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], flush=True)
+"""
+
+
+@pytest.fixture
+def mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file such as the kernel's, which says that processes get huge pages on request."""
+    path = tmp_path / "enabled"
+    path.write_text("always [madvise] never\n")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    return path
+
+
+def run(mode: Path) -> list[str]:
+    root = Path(__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", SCRIPT, str(mode), "a b", "--flag=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return done.stdout.splitlines()
+
+
+def test_the_same_command_starts_once_more(mode: Path) -> None:
+    *starts, last = run(mode)
+    assert starts == ["start", "start"]
+    assert last == f"glibc.malloc.hugetlb=1 ['{mode}', 'a b', '--flag=1']"
+
+
+@pytest.mark.parametrize("text", ["[always] madvise never\n", "always madvise [never]\n", None])
+def test_nothing_starts_anew_where_it_would_not_help(mode: Path, text: str | None) -> None:
+    mode.unlink() if text is None else mode.write_text(text)
+    assert run(mode)[0] == "start" and run(mode)[1].startswith("None ")
+
+
+def test_the_environment_decides(mode: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    assert run(mode)[0] == "start" and run(mode)[1].startswith(" [")
+
+
+def test_the_process_stays_the_same(mode: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(huge_pages, "_MODE", mode)
+    monkeypatch.setattr(os, "execv", lambda *arguments: calls.append(arguments))
+    huge_pages.use()
+    assert os.environ.pop("GLIBC_TUNABLES") == "glibc.malloc.hugetlb=1"
+    assert calls == [(sys.executable, [sys.executable, *sys.orig_argv[1:]])]
