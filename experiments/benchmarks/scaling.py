@@ -14,7 +14,7 @@ reduce-scatter. The times are the largest of three: FLOPs at the peak rate, read
 no step is faster, and one is as fast only if all three overlap fully. `warnings` counts "involuntary full
 rematerialization".
 
-`python experiments/benchmarks/train_step.py` prints the same prediction for the CPU at hand, `floor`, beside the
+`python experiments/benchmarks/train_step.py` prints the same prediction for the CPU at hand, `products`, beside the
 measured step.
 """
 
