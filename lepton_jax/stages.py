@@ -123,10 +123,10 @@ def pretrain(config: Config, folder: Path, mesh: Mesh) -> Summary:
         data = splits.load_splits(config.data, None)
         tokenizer = tokenizers.from_config(config.data, data.train.texts)
         card = plan.make_card(config, config.task.name, tokenizer)
-        workers, quiet = config.mesh.workers, jax.process_index() > 0
-        mixture, measured = mixtures.encode(config.data, data.train, tokenizer, card.max_length, workers, quiet)
+        common = (config.mesh.workers, jax.process_index() > 0, config.task.name != "causal_lm")
+        mixture, measured = mixtures.encode(config.data, data.train, tokenizer, card.max_length, *common)
         held_out = shards.encode_documents(
-            tokenizer, data.validation.texts, card.max_length, config.data.cache, workers, quiet
+            tokenizer, data.validation.texts, card.max_length, config.data.cache, *common
         )
     rows = {"train": mixture.rows, "validation": held_out}
     bundle = _fit(config, folder, mesh, card, tokenizer, rows, {}, sizes=mixture.sizes, weights=mixture.weights)

@@ -28,7 +28,13 @@ class Mixture:
 
 
 def encode(
-    config: DataConfig, train: Examples, tokenizer: Tokenizer, max_length: int, workers: int = 1, quiet: bool = True
+    config: DataConfig,
+    train: Examples,
+    tokenizer: Tokenizer,
+    max_length: int,
+    workers: int = 1,
+    quiet: bool = True,
+    special_at_cuts: bool = True,
 ) -> tuple[Mixture, dict[str, Any]]:
     """Returns the rows of a run's training text, and plain JSON for the run's summary: counts, and which share
     of the positions holds a token and no padding.
@@ -46,7 +52,9 @@ def encode(
     texts: list[list[str]] = [[] for _ in names]
     for text, source in zip(train.texts, train.sources or [0] * len(train), strict=True):
         texts[source].append(text)
-    parts = [encode_documents(tokenizer, each, max_length, config.cache, workers, quiet) for each in texts]
+    parts = [
+        encode_documents(tokenizer, each, max_length, config.cache, workers, quiet, special_at_cuts) for each in texts
+    ]
     empty = next((name for name, part in zip(names, parts, strict=True) if not len(part)), None)
     if config.weights and empty is not None:
         raise UserError(f"data.train: {empty} gives no token that training may use, all its texts were dropped or are "

@@ -44,15 +44,21 @@ _WORTH_A_PROCESS = 16 << 20  # bytes of text; for less, starting one takes longe
 # One record a chunk, for random access; compressing saves a quarter and makes writing nine times as slow.
 _WRITER = "group_size:1,uncompressed"
 
-_Settings = tuple[Tokenizer, int, str]  # tokenizer, max_length, dtype of the numbers on disk
+_Settings = tuple[Tokenizer, int, bool, str]  # tokenizer, max_length, special_at_cuts, dtype of the numbers on disk
 _Description = tuple[dict[str, Any], np.ndarray]  # a shard's entry in the index, and the lengths of its rows
 _Work = Callable[[Mapping[Path, Sequence[str]]], Iterator[tuple[Path, _Description]]]
 
 
 def encode_documents(
-    tokenizer: Tokenizer, texts: Sequence[str], max_length: int, cache: str = "", workers: int = 1, quiet: bool = True
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    max_length: int,
+    cache: str = "",
+    workers: int = 1,
+    quiet: bool = True,
+    special_at_cuts: bool = True,
 ) -> TokenRows:
-    """Returns int32 [n] rows with the tokenizer's special tokens, n <= max_length, for masked LM.
+    """Returns int32 [n] rows with the tokenizer's special tokens, n <= max_length, for language models.
 
     A document that is too long is cut into consecutive rows; one without tokens gives none. A second call with the
     same tokenizer, length and texts reads them from the cache, after a check of their SHA-256 sums.
@@ -65,21 +71,29 @@ def encode_documents(
       workers: processes that share the work where there is enough of it; 0: one for each core. They import the
         caller's main module, whose work must therefore stand below `if __name__ == "__main__"`.
       quiet: shows no progress.
+      special_at_cuts: whether each row of a document that is cut has the special tokens around it, as masked LM wants;
+        False: they are where the document begins and ends alone, so that a causal LM learns no end where there is none.
 
     Raises:
       UserError: a file in the cache is not as it was written; a disk that is full; a worker that was killed.
     """
-    key = content_hash(("rows", _FORMAT, tokenizer.fingerprint, max_length), texts)
+    key = content_hash(("rows", _FORMAT, tokenizer.fingerprint, max_length, special_at_cuts), texts)
     folder = cache_folder(cache) / "encoded" / key
     if not (folder / INDEX).exists():
         with locked(folder):
             if not (folder / INDEX).exists():
-                _encode(tokenizer, texts, max_length, folder, workers, quiet)
+                _encode(tokenizer, texts, max_length, folder, workers, quiet, special_at_cuts)
     return _open(folder)
 
 
 def _encode(
-    tokenizer: Tokenizer, texts: Sequence[str], max_length: int, folder: Path, workers: int, quiet: bool
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    max_length: int,
+    folder: Path,
+    workers: int,
+    quiet: bool,
+    special_at_cuts: bool,
 ) -> None:
     """Makes the shards of a folder that are missing, and its index."""
     for path in folder.glob(".*.array_record"):
@@ -97,7 +111,7 @@ def _encode(
     missing = {path: piece for path, piece in jobs.items() if path not in found}
     left = sum(sum(sizes[piece.start : piece.stop]) for piece in missing.values())
     count = min(workers or _cores(), len(missing), max(left // _WORTH_A_PROCESS, 1))
-    settings = (tokenizer, max_length, dtype)
+    settings = (tokenizer, max_length, special_at_cuts, dtype)
     work = _in_processes(settings, count) if count > 1 else _here(settings)
     with _progress(left, quiet) as advance:
         for path, description in work({path: texts[piece.start : piece.stop] for path, piece in missing.items()}):
@@ -129,14 +143,21 @@ def _pieces(sizes: Sequence[int]) -> list[range]:
 
 def _write_shard(settings: _Settings, path: Path, texts: Sequence[str]) -> _Description:
     """Tokenises texts into one shard, and returns its description."""
-    tokenizer, max_length, dtype = settings
-    step = max_length - len(tokenizer.with_specials(np.zeros(0, np.int32)))
+    tokenizer, max_length, special_at_cuts, dtype = settings
+    room = max_length - len(tokenizer.with_specials(np.zeros(0, np.int32)))
+
+    def rows(ids: np.ndarray) -> Iterator[np.ndarray]:
+        if special_at_cuts or not len(ids):
+            yield from (tokenizer.with_specials(ids[start : start + room]) for start in range(0, len(ids), room))
+        else:
+            whole = tokenizer.with_specials(ids)
+            yield from (whole[start : start + max_length] for start in range(0, len(whole), max_length))
+
     try:
         with replacing(path) as temporary:
             writer = ArrayRecordWriter(str(temporary), _WRITER)
             for ids in tokenizer.encode(texts):
-                for start in range(0, len(ids), step):
-                    row = tokenizer.with_specials(ids[start : start + step])
+                for row in rows(ids):
                     writer.write(row.astype(dtype).tobytes())
             writer.close()
             with open(temporary, "rb") as file:  # before it has its name, also where the power fails

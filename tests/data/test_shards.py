@@ -71,6 +71,15 @@ def test_long_documents_are_cut_and_nothing_is_lost(tmp_path):
         assert list(encode_documents(Letters(), nothing, 6, str(tmp_path))) == []
 
 
+def test_special_tokens_may_be_where_documents_begin_and_end_alone(tmp_path):
+    rows = encode_documents(Letters(), TEXTS, 6, str(tmp_path), special_at_cuts=False)
+    assert lists(rows[:2]) == [[2, 97, 98, 99, 100, 101], [102, 103, 104, 105, 106, 3]]
+    assert lists(rows) != lists(encode_documents(Letters(), TEXTS, 6, str(tmp_path)))
+    joined = [token for row in lists(rows) for token in row]
+    assert joined == [token for text in TEXTS if text for token in [2, *map(ord, text), 3]]
+    assert list(encode_documents(Letters(), ["", ""], 6, str(tmp_path), special_at_cuts=False)) == []
+
+
 @pytest.mark.parametrize("vocabulary", [1 << 16, (1 << 16) + 1])
 def test_ids_of_any_vocabulary_come_back(tmp_path, monkeypatch, vocabulary):
     monkeypatch.setattr(Letters, "vocab_size", vocabulary)
