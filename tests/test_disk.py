@@ -25,6 +25,8 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.disk import failed_write, writing
 from lepton_jax.train.logging import read_metrics
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 # Starts a command that may not write where permissions forbid it: root, whom they do not stop, loses that privilege
 # (PR_CAPBSET_DROP of CAP_DAC_OVERRIDE). No file that it writes may be larger than a limit, or -1.

@@ -9,6 +9,8 @@ import pytest
 
 from lepton_jax import huge_pages
 
+pytestmark = pytest.mark.once
+
 SCRIPT = """
 import os, sys
 from lepton_jax import huge_pages

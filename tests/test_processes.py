@@ -21,7 +21,7 @@ from lepton_jax.core import sharding
 from lepton_jax.train.logging import read_metrics
 from lepton_jax.workdir import read_json
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.once
 
 STEPS = 8
 TIMED = ("wall_seconds", "int8.speedup", "pretrain.tokens_per_second", "pretrain.utilisation")

@@ -14,6 +14,8 @@ from lepton_jax import processes, rendezvous
 from lepton_jax.config import MeshConfig
 from lepton_jax.core.errors import UserError
 
+pytestmark = pytest.mark.once
+
 
 def free_port() -> int:
     with socket.socket() as listener:

@@ -19,6 +19,8 @@ from lepton_jax.data import shards, tokenizers
 from lepton_jax.data.rows import TokenRows
 from lepton_jax.data.shards import encode_documents
 
+pytestmark = pytest.mark.once
+
 
 class Letters:
     """A tokenizer of one token a letter, between 2 and 3."""

@@ -11,6 +11,8 @@ import sentencepiece
 from lepton_jax.data import tokenizers
 from lepton_jax.data.tokenizers import PretrainedTokenizer
 
+pytestmark = pytest.mark.once
+
 # SentencePiece breaks ties between cuts of equal score its own way: "...." is "..." and "." in either order.
 TIES = 20
 

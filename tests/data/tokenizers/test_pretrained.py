@@ -16,6 +16,8 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.data import tokenizers
 from lepton_jax.data.tokenizers import PretrainedTokenizer, pretrained
 
+pytestmark = pytest.mark.once
+
 KINDS = ("minilm", "bert", "distilbert", "electra", "roberta", "roberta-space", "gpt2", "albert", "deberta",
          "xlm-roberta", "modernbert")  # fmt: skip
 # The second text has type 1.
