@@ -22,7 +22,7 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.core.sharding import ROW_AXES, constrain
 from lepton_jax.models import backends, relative
 from lepton_jax.models.backends import choose
-from lepton_jax.models.backends.case import Case, Rows, device_of
+from lepton_jax.models.backends.case import Case, Inputs, Rows, device_of
 from lepton_jax.models.layers import Linear, together
 
 Rotation = tuple[jax.Array, jax.Array]  # cosines and sines [B, T, R] of angles, float32
@@ -84,22 +84,22 @@ def attention(
     everywhere = dataclasses.replace(case, window=None)
     scale = 1 / math.sqrt(K) if scale is None else scale
 
-    def attend(case: Case, q: jax.Array, k: jax.Array, v: jax.Array, **more: Any) -> jax.Array:
+    inputs = Inputs(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segments_BxT)
+
+    def attend(case: Case, inputs: Inputs, **more: Any) -> jax.Array:
         if bias_BxHxTxT is not None:
             more["bias_BxHxTxT"] = bias_BxHxTxT
-        name = choose(case, backend)
-        return backends.attend(name, case, mesh, q, k, v, segments_BxT, scale=scale, **more)
+        return backends.attend(choose(case, backend), case, mesh, inputs, scale=scale, **more)
 
-    qkv = (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK)
     if local is None or isinstance(local, (bool, np.bool_)):
-        return attend(everywhere if local is not None and not local else case, *qkv)
+        return attend(everywhere if local is not None and not local else case, inputs)
     near, far = partial(attend, case), partial(attend, everywhere)
     if choose(everywhere, backend) == "xla":
         if choose(case, backend) == "xla":
-            return attend(case, *qkv, local=local)  # one program, whose mask differs
+            return attend(case, inputs, local=local)  # one program, whose mask differs
         # Layers of both kinds keep what either kind does for the backward pass: of this one, no weights [B, H, T, T].
         far = jax.checkpoint(far, prevent_cse=False)
-    return jax.lax.cond(local, near, far, *qkv)
+    return jax.lax.cond(local, near, far, inputs)
 
 
 def backends_of(

@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import math
 import re
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from lepton_jax.core import sharding
 from lepton_jax.models import backends
 from lepton_jax.models.attention import attention
 from lepton_jax.models.backends import BACKENDS
-from lepton_jax.models.backends.case import Case
+from lepton_jax.models.backends.case import Case, Inputs
 from lepton_jax.models.transformer import Transformer, abstract_params, init_params, unstack
 from lepton_jax.tasks.masked_lm import MaskedLM
 
@@ -84,7 +83,10 @@ def run(name, q, k, v, d_out, segments, bias=None, dtype=jnp.float32, mesh=None,
         scale = options.pop("scale", 1 / math.sqrt(K))
         case = Case(length=q.shape[1], head_size=K, dtype=arrays[0].dtype.name, **DEVICES[name], **options)
         assert BACKENDS[name].refuses(case) is None
-        fn, arguments = partial(backends.attend, name, case, mesh), {"scale": scale, "interpret": True}
+        fn, arguments = (
+            lambda *inputs, **more: backends.attend(name, case, mesh, Inputs(*inputs), **more),
+            {"scale": scale, "interpret": True},
+        )
 
     @jax.jit
     def both(arrays, d_out):
@@ -229,7 +231,10 @@ def test_cudnn_is_called_forward_and_backward(monkeypatch, changes, call, operan
     shapes = [jax.ShapeDtypeStruct((2, 128, 4, 64), jnp.bfloat16)] * 4
 
     def both(q, k, v, d_out, segments):
-        return jax.vjp(lambda *qkv: backends.attend("cudnn", case, None, *qkv, segments, scale=0.1), q, k, v)[1](d_out)
+        def attend(*qkv):
+            return backends.attend("cudnn", case, None, Inputs(*qkv, segments), scale=0.1)
+
+        return jax.vjp(attend, q, k, v)[1](d_out)
 
     traced = jax.jit(both).trace(*shapes, jax.ShapeDtypeStruct((2, 128), jnp.int32))
     text = traced.lower(lowering_platforms=("cuda",)).as_text()

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from lepton_jax.core.errors import UserError
 from lepton_jax.core.sharding import ROW_AXES
 from lepton_jax.models.backends import banded, cudnn, splash, triton, xla
-from lepton_jax.models.backends.case import Case
+from lepton_jax.models.backends.case import Case, Inputs
 
 BACKENDS: dict[str, ModuleType] = {
     "xla": xla, "banded": banded, "cudnn": cudnn, "triton": triton, "splash": splash
@@ -64,22 +64,19 @@ def attend(
     name: str,
     case: Case,
     mesh: Mesh | None,
-    q_BxTxHxK: jax.Array,
-    k_BxTxHxK: jax.Array,
-    v_BxTxHxK: jax.Array,
-    segments_BxT: jax.Array,
+    inputs: Inputs,
     **options: Any,
 ) -> jax.Array:
     """Returns the attention [B, T, H, K] of a case by the backend of a name, which must not refuse it.
 
     Args:
       name, case: see `choose`.
-      mesh, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segments_BxT: see `attention`.
+      mesh, inputs: see `attention`.
       options: `scale`, and for "xla" `bias_BxHxTxT` and `local`.
     """
     fn = partial(BACKENDS[name].attend, case, **options)
     if mesh is not None and name in _PER_DEVICE:  # each device runs it on its own rows and heads
-        spec = PartitionSpec(ROW_AXES, None, "tensor", None)
-        in_specs = (spec, spec, spec, PartitionSpec(ROW_AXES, None))
-        fn = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=spec, check_vma=False)
-    return fn(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segments_BxT)
+        spec: Any = PartitionSpec(ROW_AXES, None, "tensor", None)
+        rows: Any = PartitionSpec(ROW_AXES, None)
+        fn = jax.shard_map(fn, mesh=mesh, in_specs=(Inputs(spec, spec, spec, rows),), out_specs=spec, check_vma=False)
+    return fn(inputs)

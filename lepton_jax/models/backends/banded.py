@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lepton_jax.models.backends import xla
-from lepton_jax.models.backends.case import Case
+from lepton_jax.models.backends.case import Case, Inputs
 
 _LEAST = 64  # positions of a block: smaller products are slow
 _MULTIPLE = 16
@@ -20,11 +20,7 @@ def refuses(case: Case) -> str | None:
     """Returns why it cannot serve a case, None if it can."""
     if case.window is None:
         return "it is for layers that see a window alone"
-    if case.bias:
-        return "it takes no relative positions (model.relative)"
-    if case.split:
-        return "it needs all positions of a row on one device (mesh.shape without sequence)"
-    return None
+    return case.beyond()
 
 
 def pays(case: Case) -> bool:
@@ -39,14 +35,12 @@ def block(window: int) -> int:
 
 def attend(
     case: Case,
-    q_BxTxHxK: jax.Array,
-    k_BxTxHxK: jax.Array,
-    v_BxTxHxK: jax.Array,
-    segments_BxT: jax.Array,
+    inputs: Inputs,
     *,
     scale: float,
 ) -> jax.Array:
     """See `backends.attend`. C positions a block, N = ceil(T / C) blocks, S = 3C keys a block, 2C if causal."""
+    q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segments_BxT = inputs
     assert case.window is not None
     B, T, C = *segments_BxT.shape, block(case.window)
 

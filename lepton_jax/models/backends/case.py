@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 # full: no padding, one document a row; padded: one document a row, padding to its right; packed: anything.
 Rows = Literal["full", "padded", "packed"]
+
+
+class Inputs(NamedTuple):
+    """What attention is computed from, see `models.attention.attention`."""
+
+    q_BxTxHxK: jax.Array
+    k_BxTxHxK: jax.Array
+    v_BxTxHxK: jax.Array
+    segments_BxT: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +40,20 @@ class Case:
     def half(self) -> bool:
         """Whether it computes in 16 bits."""
         return self.dtype in ("bfloat16", "float16")
+
+    def beyond(self, multiple: int = 1) -> str | None:
+        """Returns why it is beyond a program that has neither bias nor split rows, None if it is not.
+
+        Args:
+          multiple: of positions, what a row must have.
+        """
+        if self.bias:
+            return "it takes no relative positions (model.relative)"
+        if self.split:
+            return "it needs all positions of a row on one device (mesh.shape without sequence)"
+        if self.length % multiple:
+            return f"its rows have a multiple of {multiple} positions, not {self.length} (data.max_length)"
+        return None
 
 
 def device_of(mesh: Mesh | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lepton_jax.models.backends.case import Case
+from lepton_jax.models.backends.case import Case, Inputs
 
 
 def refuses(case: Case) -> str | None:
@@ -21,27 +21,19 @@ def refuses(case: Case) -> str | None:
         return "it is for NVIDIA GPUs from compute capability 8.0 on"
     if not case.half:
         return f"it computes in bfloat16, not in model.dtype={case.dtype!r}"
-    if case.bias:
-        return "it takes no relative positions (model.relative)"
-    if case.split:
-        return "it needs all positions of a row on one device (mesh.shape without sequence)"
     if case.head_size % 8 or case.head_size > widest:
         return f"its heads have a multiple of 8 and at most {widest} features, not {case.head_size} (model.num_heads)"
-    if case.length % 128:  # with others its backward pass can fail or give NaN, depending on its version
-        return f"its rows have a multiple of 128 positions, not {case.length} (data.max_length)"
-    return None
+    return case.beyond(128)  # with other lengths its backward pass can fail or give NaN, depending on its version
 
 
 def attend(
     case: Case,
-    q_BxTxHxK: jax.Array,
-    k_BxTxHxK: jax.Array,
-    v_BxTxHxK: jax.Array,
-    segments_BxT: jax.Array,
+    inputs: Inputs,
     *,
     scale: float,
 ) -> jax.Array:
     """See `backends.attend`; the output at padding is 0."""
+    q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segments_BxT = inputs
     options: dict[str, Any] = {"scale": scale, "implementation": "cudnn", "is_causal": case.causal}
     if case.rows == "packed" or case.window is not None:
         # Padding attends to padding: a row of the mask without any key would give NaN.

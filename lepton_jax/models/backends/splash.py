@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lepton_jax.models.backends.case import Case
+from lepton_jax.models.backends.case import Case, Inputs
 
 _LANES = 128
 
@@ -16,26 +16,18 @@ def refuses(case: Case) -> str | None:
     """Returns why it cannot serve a case, None if it can."""
     if case.platform != "tpu":
         return "it is for TPUs"
-    if case.bias:
-        return "it takes no relative positions (model.relative)"
-    if case.split:
-        return "it needs all positions of a row on one device (mesh.shape without sequence)"
-    if case.length % _LANES:
-        return f"its rows have a multiple of {_LANES} positions, not {case.length} (data.max_length)"
-    return None
+    return case.beyond(_LANES)
 
 
 def attend(
     case: Case,
-    q_BxTxHxK: jax.Array,
-    k_BxTxHxK: jax.Array,
-    v_BxTxHxK: jax.Array,
-    segments_BxT: jax.Array,
+    inputs: Inputs,
     *,
     scale: float,
     interpret: bool = False,
 ) -> jax.Array:
     """See `backends.attend`; the output at padding is 0. `interpret`: on any device, slowly."""
+    q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segments_BxT = inputs
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lepton_jax.models.backends.case import Case
+from lepton_jax.models.backends.case import Case, Inputs
 
 _KERNEL = "jax.experimental.pallas.ops.gpu"
 
@@ -26,28 +26,20 @@ def refuses(case: Case) -> str | None:
         return f"JAX {jax.__version__} no longer has its kernel"
     if case.window is not None:
         return "it knows no window (model.global_every=1 has none)"
-    if case.bias:
-        return "it takes no relative positions (model.relative)"
-    if case.split:
-        return "it needs all positions of a row on one device (mesh.shape without sequence)"
     if case.head_size > 128:
         return f"its heads have at most 128 features, not {case.head_size} (model.num_heads)"
-    if case.length % 128:
-        return f"its rows have a multiple of 128 positions, not {case.length} (data.max_length)"
-    return None
+    return case.beyond(128)
 
 
 def attend(
     case: Case,
-    q_BxTxHxK: jax.Array,
-    k_BxTxHxK: jax.Array,
-    v_BxTxHxK: jax.Array,
-    segments_BxT: jax.Array,
+    inputs: Inputs,
     *,
     scale: float,
     interpret: bool = False,
 ) -> jax.Array:
     """See `backends.attend`; the output at padding is 0. `interpret`: on any device, slowly."""
+    q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segments_BxT = inputs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         kernel: Any = importlib.import_module(f"{_KERNEL}.attention")

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lepton_jax.models.backends.case import Case
+from lepton_jax.models.backends.case import Case, Inputs
 
 
 def refuses(case: Case) -> str | None:
@@ -23,16 +23,14 @@ def refuses(case: Case) -> str | None:
 
 def attend(
     case: Case,
-    q_BxTxHxK: jax.Array,
-    k_BxTxHxK: jax.Array,
-    v_BxTxHxK: jax.Array,
-    segments_BxT: jax.Array,
+    inputs: Inputs,
     *,
     scale: float,
     bias_BxHxTxT: jax.Array | None = None,
     local: jax.Array | None = None,
 ) -> jax.Array:
     """See `backends.attend`; `local` is bool []: where it is False, the case's window is left out."""
+    q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segments_BxT = inputs
     T = case.length
     seen = None
     if case.rows != "full":
