@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -201,13 +202,18 @@ def test_a_document_of_ten_million_characters(tmp_path):
 # With processes.
 
 SCRIPT = """
-import sys, time
-from lepton_jax.data import rows as rows_module
+import fcntl, os, sys, time
 from lepton_jax.data import shards, tokenizers
 shards._WORTH_A_PROCESS, shards._SHARD_BYTES = 1, 150_000
 if sys.argv[4:]:  # here and, because this file is imported there, in the workers
-    write = shards._write_shard
-    shards._write_shard = lambda *arguments: [time.sleep(0.1), write(*arguments)][1]
+    write, held = shards._write_shard, []
+    def slow(*arguments):
+        if not held:  # a file that is locked as long as this process lives
+            held.append(open(f"{sys.argv[4]}/{os.getpid()}", "w"))
+            fcntl.flock(held[0], fcntl.LOCK_EX)
+        time.sleep(0.1)
+        return write(*arguments)
+    shards._write_shard = slow
 if __name__ == "__main__":
     cache, tokenizer, workers = sys.argv[1], tokenizers.load(sys.argv[2]), int(sys.argv[3])
     texts = [f"{number} some words of a text {number * 7919} " * 40 for number in range(1500)]
@@ -226,56 +232,49 @@ def script(tmp_path_factory, corpus, cache):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}
 
     def start(cache: Path, workers: int, *slow: str) -> subprocess.Popen[str]:
+        for held in slow:
+            Path(held).mkdir()
         line = [sys.executable, str(folder / "script.py"), str(cache), str(folder / "tokenizer"), str(workers), *slow]
         return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
     return start
 
 
-def state_and_parent(process: int) -> tuple[str, int]:
-    """Returns what Linux says of a process, a letter and a number; ("X", 0) of one that is not there."""
-    try:
-        state, parent = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[:2]
-    except OSError:
-        return "X", 0
-    return state, int(parent)
+def lives(worker: Path) -> bool:
+    """Tells whether the process whose file this is still holds it."""
+    with open(worker) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
-def workers_of(process: int) -> list[int]:
-    """Returns the worker processes of a process; Python's own helper is none."""
-    found = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-    found = [number for number in found if state_and_parent(number)[1] == process]
-    return [number for number in found if b"spawn_main" in Path(f"/proc/{number}/cmdline").read_bytes()]
-
-
-def wait_for_shards(process: subprocess.Popen[str], cache: Path, count: int) -> None:
-    while process.poll() is None and len(list(cache.glob("encoded/*/[0-9]*.array_record"))) < count:
+def at_work(process: subprocess.Popen[str], cache: Path, workers: Path) -> list[Path]:
+    """Waits until both workers have begun and three shards are written; returns the files of the workers."""
+    while len(found := list(workers.iterdir())) < 2 or len(list(cache.glob("encoded/*/[0-9]*.array_record"))) < 3:
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
+    return found
 
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes as Linux shows them")
-
-
-@needs_proc
 def test_a_worker_that_is_killed_ends_the_work_with_a_line(script, tmp_path):
-    process = script(tmp_path, 2, "slow")
-    wait_for_shards(process, tmp_path, 1)
-    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    process = script(tmp_path, 2, str(tmp_path / "workers"))
+    worker, _ = at_work(process, tmp_path, tmp_path / "workers")
+    os.kill(int(worker.name), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert errors.splitlines()[-1].startswith("lepton_jax.core.errors.UserError: a process that tokenises has ended, ")
 
 
-@needs_proc
 def test_two_processes_killed_and_resumed_leave_what_one_leaves(script, tmp_path):
-    killed = script(tmp_path / "killed", 2, "slow")
-    wait_for_shards(killed, tmp_path / "killed", 3)
-    workers = workers_of(killed.pid)
+    killed = script(tmp_path / "killed", 2, str(tmp_path / "workers"))
+    workers = at_work(killed, tmp_path / "killed", tmp_path / "workers")
+    assert all(map(lives, workers))
     killed.kill()
     killed.wait()
-    assert len(workers) == 2
     deadline = time.monotonic() + 20
-    while running := [worker for worker in workers if state_and_parent(worker)[0] not in "XZ"]:
+    while running := [worker.name for worker in workers if lives(worker)]:
         assert time.monotonic() < deadline, f"{running} go on for a dead parent"
         time.sleep(0.01)
     folder = folder_of(tmp_path / "killed")

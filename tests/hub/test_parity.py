@@ -9,10 +9,13 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lepton_jax import hub
+from lepton_jax.tasks.causal_lm import CausalLM
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -118,3 +121,26 @@ def test_the_real_minilm(tmp_path):
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "again")(texts)["input_ids"] == [
         row.ids.tolist() for row in rows
     ]
+
+
+def test_the_causal_loss_is_that_of_transformers(tmp_path):
+    """GPT2LMHeadModel with its own shift of the labels, padding left out by its -100."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=48, n_positions=16, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3
+    )
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    theirs.save_pretrained(tmp_path)
+    bundle = hub.load(tmp_path)
+    assert bundle.card.head == "causal_lm" and bundle.card.task.name == "causal_lm"
+    mask = (np.arange(16) < np.array([16, 9, 3, 1])[:, None]).astype(np.int32)
+    ids = np.random.default_rng(0).integers(0, 48, mask.shape).astype(np.int32)
+    batch = {"token_ids": ids, "attention_mask": mask, "positions": np.arange(16, dtype=np.int32) * mask}
+    batch = {name: jnp.asarray(value) for name, value in batch.items()} | {"weight": jnp.ones(4)}
+    loss, metrics = CausalLM().loss(bundle.model, bundle.params, batch, jax.random.key(0), train=False)
+    with torch.no_grad():
+        labels = torch.from_numpy(np.where(mask > 0, ids, -100)).long()
+        expected = theirs(torch.from_numpy(ids).long(), attention_mask=torch.from_numpy(mask), labels=labels).loss
+        unmasked = theirs(torch.from_numpy(ids).long(), labels=torch.from_numpy(ids).long()).loss
+    assert abs(float(expected) - float(unmasked)) > 1e-2 and metrics["weight"] == 15 + 8 + 2
+    np.testing.assert_allclose(loss, float(expected), rtol=1e-5)
