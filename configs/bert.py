@@ -13,33 +13,26 @@ text, in 150 seconds, reach a held-out loss of 6.85, little less than the freque
 measured.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
-from lepton_jax.config import default_config
-from lepton_jax.models.sizes import sized
+from lepton_jax.recipes import Scale, at_scale
 
-# Length, rows a step, parts of it, steps, learning rate, vocabulary. `base` and `large` are the paper's.
+# `base` and `large` are the paper's.
 SCALES = {
-    "tiny": (128, 64, 1, 10_000, 1e-3, 8192),
-    "small": (128, 256, 1, 50_000, 5e-4, 8192),
-    "base": (512, 256, 4, 1_000_000, 1e-4, 30_528),
-    "large": (512, 256, 8, 1_000_000, 1e-4, 30_528),
+    "tiny": Scale(128, 64, 1, 10_000, 1e-3, 8192),
+    "small": Scale(128, 256, 1, 50_000, 5e-4, 8192),
+    "base": Scale(512, 256, 4, 1_000_000, 1e-4, 30_528),
+    "large": Scale(512, 256, 8, 1_000_000, 1e-4, 30_528),
 }
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
     """Returns the recipe at a named size."""
-    size = arg or "tiny"
-    config: Any = default_config("pretrain")
-    config.model.update(sized("bert.py", size, SCALES))
+    config, scale = at_scale("bert.py", arg or "tiny", SCALES)
     config.model.update(
         norm_position="post", norm_epsilon=1e-12, positions="learned", type_vocab_size=2, pooling="cls", dropout=0.1
     )
-    length, rows, parts, steps, rate, vocabulary = SCALES[size]
-    config.data.update(max_length=length, tokenizer_size=vocabulary)
-    config.train.update(steps=steps, batch_size=rows, accumulate=parts, learning_rate=rate)
-    config.optim.update(schedule="linear", warmup_steps=steps // 100, beta2=0.999, epsilon=1e-6, weight_decay=0.01)
-    config.checkpoint.every = config.evaluate.every = 500
+    config.optim.update(
+        schedule="linear", warmup_steps=scale.steps // 100, beta2=0.999, epsilon=1e-6, weight_decay=0.01
+    )
     return config

@@ -14,34 +14,26 @@ text, with 6 of warm-up, reach a held-out perplexity of 1,011 over a vocabulary 
 are tested, but no training of them has been measured.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
-from lepton_jax.config import default_config
-from lepton_jax.models.sizes import sized
+from lepton_jax.recipes import Scale, at_scale
 
-SCALES = {  # length, rows a step, parts of it, steps, learning rate, vocabulary
-    "tiny": (128, 64, 1, 10_000, 1e-3, 8192),
-    "small": (256, 128, 1, 50_000, 1e-3, 8192),
-    "base": (1024, 512, 16, 100_000, 6e-4, 50_257),
-    "large": (1024, 512, 32, 100_000, 3e-4, 50_257),
+SCALES = {
+    "tiny": Scale(128, 64, 1, 10_000, 1e-3, 8192),
+    "small": Scale(256, 128, 1, 50_000, 1e-3, 8192),
+    "base": Scale(1024, 512, 16, 100_000, 6e-4, 50_257),
+    "large": Scale(1024, 512, 32, 100_000, 3e-4, 50_257),
 }
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
     """Returns the recipe at a named size."""
-    size = arg or "tiny"
-    config: Any = default_config("pretrain")
-    config.model.update(sized("gpt2.py", size, SCALES))
+    config, scale = at_scale("gpt2.py", arg or "tiny", SCALES)
     config.model.update(
         causal=True, positions="learned", max_positions=1024, embedding_norm=False, norm_epsilon=1e-5,
         activation="gelu_tanh", head_transform=False, output_bias=False, pooling="last", pooler="none", dropout=0.1,
     )  # fmt: skip
     config.task.name = "causal_lm"
-    length, rows, parts, steps, rate, vocabulary = SCALES[size]
-    config.data.update(max_length=length, tokenizer_size=vocabulary, lowercase=False)
-    config.train.update(steps=steps, batch_size=rows, accumulate=parts, learning_rate=rate)
-    config.optim.update(schedule="cosine", warmup_steps=steps // 50, beta2=0.95, weight_decay=0.1)
-    config.checkpoint.every = config.evaluate.every = 500
+    config.data.lowercase = False
+    config.optim.update(schedule="cosine", warmup_steps=scale.steps // 50, beta2=0.95, weight_decay=0.1)
     return config

@@ -16,32 +16,26 @@ English text, with 15% predicted as in BERT, reach a held-out loss of 6.31 in 15
 measured.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
-from lepton_jax.config import default_config
-from lepton_jax.models.sizes import sized
+from lepton_jax.recipes import Scale, at_scale
 
-SCALES = {  # length, rows a step, parts of it, steps, learning rate, vocabulary
-    "tiny": (128, 64, 1, 10_000, 2e-3, 8192),
-    "small": (128, 256, 1, 50_000, 1e-3, 8192),
-    "base": (512, 1024, 16, 100_000, 8e-4, 30_528),
-    "large": (512, 1024, 32, 100_000, 5e-4, 30_528),
+SCALES = {
+    "tiny": Scale(128, 64, 1, 10_000, 2e-3, 8192),
+    "small": Scale(128, 256, 1, 50_000, 1e-3, 8192),
+    "base": Scale(512, 1024, 16, 100_000, 8e-4, 30_528),
+    "large": Scale(512, 1024, 32, 100_000, 5e-4, 30_528),
 }
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
     """Returns the recipe at a named size."""
-    size = arg or "tiny"
-    config: Any = default_config("pretrain")
-    config.model.update(sized("modern.py", size, SCALES, gated=True))
+    config, scale = at_scale("modern.py", arg or "tiny", SCALES, gated=True)
     config.model.update(gated=True, bias=False, norm_bias=False, head_bias=False, norm_epsilon=1e-5)
     config.model.update(first_norm=False, global_every=3, local_window=64, pooler="transform", pooler_activation="gelu")
     config.task.mask_rate = 0.3
-    length, rows, parts, steps, rate, vocabulary = SCALES[size]
-    config.data.update(max_length=length, tokenizer_size=vocabulary)
-    config.train.update(steps=steps, batch_size=rows, accumulate=parts, learning_rate=rate, ramp_share=0.1)
-    config.optim.update(schedule="wsd", warmup_steps=steps // 50, decay_share=0.2, momentum=0.95, weight_decay=0.01)
-    config.checkpoint.every = config.evaluate.every = 500
+    config.train.ramp_share = 0.1
+    config.optim.update(
+        schedule="wsd", warmup_steps=scale.steps // 50, decay_share=0.2, momentum=0.95, weight_decay=0.01
+    )
     return config

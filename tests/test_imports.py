@@ -18,7 +18,7 @@ FLOORS = (
     {"workdir"},
     {"manifest"},
     {"models", "data", "optim", "compress", "checkpoint", "report"},
-    {"tasks", "hub"},
+    {"tasks", "hub", "recipes"},
     {"train", "infer"},
     {"plan"},
     {"stages"},
