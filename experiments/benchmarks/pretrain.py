@@ -38,9 +38,6 @@ from absl import app, flags  # noqa: E402
 SIZE = flags.DEFINE_string("size", "tiny", "A named size of models/sizes.py.")
 STEPS = flags.DEFINE_integer("steps", 6, "Steps that are timed in a round.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Processes of each side and case.", lower_bound=1)
-TORCH = flags.DEFINE_string("torch_python", "", "Python with transformers 5 and PyTorch.")
-FLAX = flags.DEFINE_string("flax_python", "", "Python with transformers 4.57.6, JAX and Flax.")
-SIDE = flags.DEFINE_string("side", "", "For the processes of this script.")
 CASE = flags.DEFINE_string("case", "", "For the processes of this script.")
 FOLDER = flags.DEFINE_string("folder", "", "For the processes of this script: model and batches.")
 ROWS, LENGTH, WARM = 32, 128, 2
@@ -211,12 +208,11 @@ def run_side(side: str, case: str) -> None:
     steps = len(stored["token_ids"])
     train_once = SIDES[side]({name: value[step] for name, value in stored.items()} for step in range(steps))
     times, losses, first = [], [], 0.0
-    for step in range(steps):
+    for _ in range(steps):
         start = time.perf_counter()
         losses.append(float(train_once()))  # waits for it
         times.append(1e3 * (time.perf_counter() - start))
         first = first or time.perf_counter() - START
-        del step
     tokens = np.count_nonzero(stored["attention_mask"], axis=(1, 2)).tolist()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     answer = {"milliseconds": times[WARM:], "tokens": tokens[WARM:], "losses": losses, "memory": memory, "first": first}
@@ -224,10 +220,10 @@ def run_side(side: str, case: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    if SIDE.value:
-        run_side(SIDE.value, CASE.value)
+    if peers.SIDE.value:
+        run_side(peers.SIDE.value, CASE.value)
         return
-    pythons = {"ours": sys.executable, "torch": TORCH.value, "flax": FLAX.value}
+    pythons = {"ours": sys.executable, "torch": peers.TORCH.value, "flax": peers.FLAX.value}
     sides = [side for side, python in pythons.items() if python]
     script = str(Path(argv[0]).resolve())
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}

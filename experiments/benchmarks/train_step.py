@@ -116,9 +116,8 @@ def time_step(dtype: Any) -> dict[str, Any]:
     for turn in range(1 + STEPS.value):
         times.append(seconds(advance))
         for shape, pair in operands.items():
-            for time_it in (False, True):  # the first call warms the caches
-                taken = seconds(lambda pair=pair: multiply(*pair))
-                own[shape] += [taken] * time_it
+            multiply(*pair).block_until_ready()  # it warms the caches
+            own[shape].append(seconds(lambda pair=pair: multiply(*pair)))
         if turn == 0:  # it warms up
             times.clear()
             own = {shape: [] for shape in count}
