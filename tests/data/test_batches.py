@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from letters import PAD, Letters
 
 from lepton_jax.config import DataConfig
 from lepton_jax.core.errors import UserError
@@ -16,34 +17,8 @@ from lepton_jax.data.batches import (
 from lepton_jax.data.shards import encode_documents
 from lepton_jax.data.splits import load_splits
 from lepton_jax.data.tokenizers import train
-from lepton_jax.data.tokenizers.layout import Layout, Slot
 
-PAD = 7  # not 0, so that padding cannot be right by accident
 LENGTH = 16
-
-
-class Letters:
-    """A tokenizer of one token a letter."""
-
-    vocab_size, pad_id, unk_id, cls_id, sep_id, mask_id = 200, PAD, 1, 2, 3, 4
-    fingerprint = "letters"
-    layout = Layout((Slot(-1, 0, (2,)), Slot(0), Slot(-1, 0, (3,))), ())
-
-    def encode(self, texts):
-        return [np.array([ord(letter) for letter in text], np.int32) for text in texts]
-
-    def rows(self, texts, pairs=None, max_length=None, truncation="longest_first"):
-        cuts = [(ids, np.zeros((len(ids), 2), np.int32)) for ids in self.encode(texts)]
-        return self.layout.rows(cuts, None, max_length, truncation)
-
-    def with_specials(self, ids):
-        return self.layout.with_specials(ids)
-
-    def decode(self, ids):
-        return "".join(map(chr, ids))
-
-    def save(self, folder):
-        raise AssertionError("not saved here")
 
 
 def make_rows(count, low=3, high=LENGTH, seed=0):

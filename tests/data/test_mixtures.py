@@ -4,25 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from letters import Letters
 
 from lepton_jax.config import DataConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import mixtures
 from lepton_jax.data.batches import training_batches
 from lepton_jax.data.splits import load_splits
-
-
-class Letters:
-    """A tokenizer of one token a letter, between 2 and 3."""
-
-    vocab_size = 200
-    fingerprint = "letters"
-
-    def encode(self, texts):
-        return [np.array([ord(letter) for letter in text], np.int32) for text in texts]
-
-    def with_specials(self, ids):
-        return np.concatenate([[2], ids, [3]]).astype(np.int32)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from letters import Letters
 
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import rows as rows_module
@@ -21,19 +22,6 @@ from lepton_jax.data.rows import TokenRows
 from lepton_jax.data.shards import encode_documents
 
 pytestmark = pytest.mark.once
-
-
-class Letters:
-    """A tokenizer of one token a letter, between 2 and 3."""
-
-    vocab_size = 200
-    fingerprint = "letters"
-
-    def encode(self, texts):
-        return [np.array([ord(letter) for letter in text], np.int32) for text in texts]
-
-    def with_specials(self, ids):
-        return np.concatenate([[2], ids, [3]]).astype(np.int32)
 
 
 TEXTS = ["abcdefghij", "", "klmn", "opqr" * 3, "s"]

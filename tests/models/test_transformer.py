@@ -1,14 +1,13 @@
 """The encoder against a slow float64 reference, and what must not change its outputs."""
 
 import dataclasses
-import importlib.util
 import itertools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 
 from lepton_jax.compress import quantize_int8
 from lepton_jax.config import ModelConfig
@@ -16,10 +15,6 @@ from lepton_jax.core import sharding, trees
 from lepton_jax.models.partitioning import RULES
 from lepton_jax.models.sizes import SIZES
 from lepton_jax.models.transformer import Transformer, abstract_params, init_params, unstack
-
-_spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
 
 SMALL = ModelConfig(
     vocab_size=64, hidden_size=24, num_layers=3, num_heads=2, intermediate_size=40, max_positions=16,

@@ -2,15 +2,14 @@
 
 import dataclasses
 import functools
-import importlib.util
 import math
 import types
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,10 +19,6 @@ from lepton_jax.core import rng as rngs
 from lepton_jax.core.errors import UserError
 from lepton_jax.models.transformer import Transformer, init_params
 from lepton_jax.tasks.masked_lm import MaskedLM
-
-_spec = importlib.util.spec_from_file_location("reference", Path(__file__).parents[1] / "models" / "reference.py")
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
 
 SPECIAL, MASK_ID, VOCABULARY = (0, 1, 2, 3, 4), 4, 64
 CONFIG = ModelConfig(
