@@ -79,8 +79,14 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
-    name: Literal["masked_lm", "causal_lm", "classification", "regression"] = "masked_lm"
-    loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"  # of classification
+    name: Literal[
+        "masked_lm", "causal_lm", "classification", "multi_label", "token_classification", "regression"
+    ] = "masked_lm"
+    # Of the three tasks with classes:
+    label_smoothing: float = number(0.0, 0, 1, "high")  # share of a target that all classes get alike
+    focal_gamma: float = number(0.0, 0)  # above 0: focal loss (Lin et al. 2017), which looks away from what is easy
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: a class counts by n / (classes * its own n)
+    # Of masked_lm:
     mask_rate: float = number(0.15, 0, 1, "low high")
     mask_unit: Literal["token", "word", "span"] = "token"  # what is masked whole or not at all
     span_length: float = number(3.8, 1)  # mean length of a span, in tokens
@@ -96,7 +102,9 @@ class DataConfig:
     weights: tuple[float, ...] = ()  # pretrain: each train source's share of the tokens; empty: each text once an epoch
     validation: str = ""  # empty: the TFDS source's own split, else a seeded share of train
     test: str = ""  # likewise
-    text: str = "text"  # the column with the text
+    out_of_domain: str = ""  # finetune: further sources that the model is tested on, each by itself
+    text: str = "text"  # the column with the text; of token_classification also one with a list of words
+    pair: str = ""  # the column with a second text; empty: single texts
     label: str = "label"  # the column with the label
     validation_share: float = number(0.05, 0, 0.5, "high")
     test_share: float = number(0.0, 0, 0.5, "high")
@@ -104,7 +112,9 @@ class DataConfig:
     max_examples: int = number(0, 0)  # training examples kept, chosen by split_seed; 0: all
     min_characters: int = number(0, 0)  # of a training text; shorter ones are left out
     max_length: int = number(128, 4)  # tokens a row, special tokens included
-    pack: bool = True  # language models: several documents a row, isolated from each other
+    # Rows of a batch: "packed" holds several documents each, isolated from each other; "bucketed" one each, of about
+    # equal lengths, padded to a quarter, half, three quarters or all of max_length; "padded" one each, all max_length.
+    batching: Literal["packed", "bucketed", "padded"] = "packed"
     streams: int = number(1, 1)  # independent parts of the order, each giving its share of every batch's rows
     tokenizer: str = "unigram"  # "unigram" or "bpe" to train one; a WORKDIR or a checkpoint's folder to reuse one
     tokenizer_size: int = number(8192, 300)
@@ -126,6 +136,10 @@ class OptimConfig:
     weight_decay: float = number(0.01, 0)
     no_decay: tuple[str, ...] = (r"(^|/)bias$", r"(^|/)scale$")  # path patterns that weight decay spares
     frozen: tuple[str, ...] = ()  # path patterns that keep their values: no gradient, no optimizer state
+    # The next two name layers apart, `layers_0/attention/query/kernel`; the first pattern that is found decides.
+    rates: tuple[str, ...] = ()  # "PATTERN=FACTOR": what the learning rate is multiplied by there
+    unfreeze: tuple[str, ...] = ()  # "PATTERN=STEP": keeps its values up to that step
+    layer_decay: float = number(1.0, 0, 1, "low")  # the rate of each layer over that of the one above it
     clip_norm: float = number(1.0, 0)  # of the global gradient norm; 0: no clipping
 
 
@@ -137,6 +151,7 @@ class TrainConfig:
     accumulate: int = number(1, 1)  # gradient accumulation: the batch in this many parts
     learning_rate: float = number(1e-3, 0)
     seed: int = number(0, 0)
+    seeds: int = number(1, 1)  # finetune: so many runs, of seed, seed + 1, ..., reported together
     log_every: int = number(20, 1)
     profile: int = number(0, 0)  # steps, from the third one, that are traced for XProf into WORKDIR/profile
     max_skipped: int = number(10, 1)  # steps in a row without a finite loss and gradient, then back to a checkpoint
@@ -161,13 +176,15 @@ class MeshConfig:
 class CheckpointConfig:
     every: int = number(200, 1)  # steps; the last step is always saved
     keep: int = number(1, 1)  # newest checkpoints kept; the best one is kept besides
-    best: Literal["loss", "accuracy"] = "loss"  # of validation; the lowest loss or the highest accuracy is best
+    best: str = "loss"  # the validation metric that says which one is best, see METRICS
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     every: int = number(200, 1)
     batch_size: int = number(64, 1)
+    patience: int = number(0, 0)  # evaluations in a row without a better `checkpoint.best` that end a run; 0: never
+    baseline: bool = False  # finetune: train TF-IDF and a linear model on the same examples, for comparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +220,7 @@ class Config:
     @property
     def packs(self) -> bool:
         """Whether a row may hold several documents."""
-        return self.task.name in LANGUAGE_MODELS and self.data.pack
+        return self.data.batching == "packed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +247,20 @@ RAMP_PARTS = 4  # the smallest batch of a ramp is one of so many parts, see `tra
 
 # The tasks of the stage "pretrain", which need no labels; each trains the model's head of its name.
 LANGUAGE_MODELS = ("masked_lm", "causal_lm")
+
+# The tasks whose labels are names: of a text, of any number of them a text, of parts of a text.
+CLASSIFIERS = ("classification", "multi_label", "token_classification")
+
+# What each task measures on validation data.
+METRICS: dict[str, tuple[str, ...]] = {
+    "masked_lm": ("loss", "accuracy"),
+    "causal_lm": ("loss", "accuracy", "perplexity"),
+    "classification": ("loss", "accuracy", "f1", "macro_f1", "micro_f1", "mcc", "auroc"),
+    "multi_label": ("loss", "exact_match", "micro_f1", "macro_f1", "auroc"),
+    "token_classification": ("loss", "precision", "recall", "f1"),
+    "regression": ("loss", "mean_squared_error", "mean_absolute_error", "r2", "pearson", "spearman"),
+}
+LOWER_IS_BETTER = ("loss", "perplexity", "mean_squared_error", "mean_absolute_error")
 
 # What a model that starts from another one may set for itself; its other settings are the other one's.
 OWN_MODEL_FIELDS = ("dropout", "dtype", "attention", "remat", "unroll", "init")
@@ -335,10 +366,20 @@ def _check_together(config: Config, where: str) -> None:
             f"with data.validation_share={data.validation_share} nothing is left to train on")  # fmt: skip
     require(bool(data.train), "data.train", data.train, "name a source, such as text:corpus/*.txt or jsonl:train.jsonl")
     require(all(weight > 0 for weight in data.weights), "data.weights", data.weights, "each must be above 0")
-    measured = ("loss",) if task.name == "regression" else ("loss", "accuracy")
+    measured = METRICS[task.name]
     require(config.checkpoint.best in measured, "checkpoint.best", config.checkpoint.best,
             f"the task {task.name!r} measures {', '.join(map(repr, measured))}")  # fmt: skip
+    for name in ("label_smoothing", "focal_gamma", "class_weights"):
+        value = getattr(task, name)
+        require(value in (0.0, "none") or task.name in CLASSIFIERS, f"task.{name}", value,
+                f"is for {', '.join(map(repr, CLASSIFIERS))}, not for {task.name!r}")  # fmt: skip
     if config.stage == "pretrain":
+        for field in ("data.pair", "data.out_of_domain", "evaluate.baseline"):
+            section, name = field.split(".")
+            value = getattr(getattr(config, section), name)
+            require(not value, field, value, "is for the stage 'finetune'")
+        require(train.seeds == 1, "train.seeds", train.seeds, "is for the stage 'finetune'")
+        require(data.batching != "bucketed", "data.batching", data.batching, "language models take 'packed', 'padded'")
         require(not model.init, "model.init", model.init, "the stage 'pretrain' starts from random weights")
         require(task.name in LANGUAGE_MODELS, "task.name", task.name,
                 "the stage 'pretrain' trains 'masked_lm' or 'causal_lm'")  # fmt: skip
@@ -348,8 +389,10 @@ def _check_together(config: Config, where: str) -> None:
                 "the stage 'pretrain' writes no int8 model; compress after fine-tuning")  # fmt: skip
     else:
         require(not data.weights, "data.weights", data.weights, "is for the stage 'pretrain'")
+        require(data.batching != "bucketed" or data.streams == 1, "data.streams", data.streams,
+                "must be 1 with data.batching='bucketed': all rows of a batch have one length")  # fmt: skip
         require(task.name not in LANGUAGE_MODELS, "task.name", task.name,
-                "the stage 'finetune' trains 'classification' or 'regression'")  # fmt: skip
+                "the stage 'finetune' trains 'classification', 'multi_label', 'token_classification' or 'regression'")  # fmt: skip
     require(bool(config.infer.lengths) and list(config.infer.lengths) == sorted(set(config.infer.lengths))
             and config.infer.lengths[0] > 3, "infer.lengths", config.infer.lengths,
             "must be increasing lengths, each above 3")  # fmt: skip
