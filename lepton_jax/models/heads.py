@@ -85,3 +85,19 @@ def pool(x_BxTxD: jax.Array, segments_BxT: jax.Array, pooling: str) -> jax.Array
     real_BxTx1 = real_BxT.astype(jnp.float32)[:, :, None]
     total_BxD = jnp.sum(x_BxTxD.astype(jnp.float32) * real_BxTx1, axis=1)
     return (total_BxD / jnp.maximum(jnp.sum(real_BxTx1, axis=1), 1.0)).astype(x_BxTxD.dtype)
+
+
+def pool_documents(x_BxTxD: jax.Array, segments_BxT: jax.Array, pooling: str, documents: int) -> jax.Array:
+    """Returns one vector a document, [B, documents, D], as `pool` does for a row: of the positions that have the
+    number 1, 2, ..., `documents` in `segments_BxT`. What it gives for a number that a row lacks means nothing."""
+    member_BxSxT = segments_BxT[:, None, :] == jnp.arange(1, documents + 1)[None, :, None]
+    if pooling == "mean":
+        total_BxSxD = jnp.einsum("bst,btd->bsd", member_BxSxT.astype(jnp.float32), x_BxTxD.astype(jnp.float32))
+        count_BxSx1 = jnp.sum(member_BxSxT, axis=-1, keepdims=True, dtype=jnp.float32)
+        return (total_BxSxD / jnp.maximum(count_BxSx1, 1.0)).astype(x_BxTxD.dtype)
+    position_T = jnp.arange(segments_BxT.shape[1])
+    if pooling == "last":
+        at_BxS = jnp.max(jnp.where(member_BxSxT, position_T, 0), axis=-1)
+    else:
+        at_BxS = jnp.min(jnp.where(member_BxSxT, position_T, position_T[-1]), axis=-1)
+    return jnp.take_along_axis(x_BxTxD, at_BxS[:, :, None], axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from lepton_jax.models.attention import Context, SelfAttention, rotation
 from lepton_jax.models.backends.case import Rows
 from lepton_jax.models.embeddings import Embeddings, default_positions
 from lepton_jax.models.feed_forward import FeedForward
-from lepton_jax.models.heads import LanguageModelHead, OutputHead, ReplacedTokenHead, make_pooler, pool
+from lepton_jax.models.heads import LanguageModelHead, OutputHead, ReplacedTokenHead, make_pooler, pool, pool_documents
 from lepton_jax.models.layers import make_norm
 
 Head = Literal["none", "pooler", "masked_lm", "causal_lm", "replaced_token", "classification", "token_classification"]
@@ -109,6 +110,7 @@ class Transformer(nn.Module):
         token_type_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
         predict: jax.Array | None = None,
+        documents: int | None = None,
         packed: bool = True,
         train: bool = False,
         hidden_states: bool = False,
@@ -122,13 +124,15 @@ class Transformer(nn.Module):
           token_type_ids: int32 [B, T], where the model has token types; None: all 0.
           positions: int32 [B, T], of a token within its document; None: 0, 1, 2, ... (`default_positions`).
           predict: int32 [B, N], the positions that a language-model head scores; None: all of them.
+          documents: how many documents of a row, numbered 1, 2, ... in `attention_mask`, get a pooled vector and logits
+            of their own; None: a row gets one.
           packed: False promises that a row is one document and padding only at its right; attention may then be faster.
           train: whether dropout is active; it then needs the rng stream "dropout".
           hidden_states: whether those of every layer are returned.
 
         Returns:
           `hidden` [B, T, D]; with a language-model head `logits` [B, N or T, V]; with "classification" `logits`
-          [B, num_outputs] and `pooled` [B, D], which "pooler" gives alone; with "token_classification" `logits`
+          [B, num_outputs] and `pooled` [B, D] (or [B, documents, ...]), which "pooler" gives alone; with "token_classification" `logits`
           [B, T, num_outputs]; with "replaced_token" `logits` [B, T]. If asked for, `hidden_states` [1 + num_layers, B,
           T, D]: the input of the first layer and the output of each, the last of them being `hidden`. All in the dtype
           of the model.
@@ -159,8 +163,9 @@ class Transformer(nn.Module):
             x_BxTxD = make_pooler(config)(x_BxTxD) if config.pooler == "transform" else x_BxTxD
             out["logits"] = OutputHead(config, self.num_outputs, train, name="head")(x_BxTxD)
         elif self.head != "none":
-            pooled_BxD = pool(x_BxTxD, segments_BxT, config.pooling)
-            out["pooled"] = pooled_BxD if config.pooler == "none" else make_pooler(config)(pooled_BxD)
+            pools = pool if documents is None else partial(pool_documents, documents=documents)
+            pooled = pools(x_BxTxD, segments_BxT, config.pooling)
+            out["pooled"] = pooled if config.pooler == "none" else make_pooler(config)(pooled)
             if self.head == "classification":
                 out["logits"] = OutputHead(config, self.num_outputs, train, name="head")(out["pooled"])
         return out

@@ -131,6 +131,19 @@ def test_pooling_is_the_mean_the_first_or_the_last():
     np.testing.assert_allclose(apply(model, params)["pooled"], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_packed_documents_are_pooled_and_classified_as_if_each_were_alone(pooling):
+    model, params = make("classification", outputs=3, pooling=pooling)
+    packed = apply(model, params, documents=3)
+    assert packed["pooled"].shape == (2, 3, SMALL.hidden_size) and packed["logits"].shape == (2, 3, 3)
+    for row, number, part in ((0, 0, slice(0, 5)), (0, 1, slice(5, 9)), (1, 0, slice(0, 12))):
+        alone = model.apply({"params": params}, IDS[row : row + 1, part])
+        for name in ("pooled", "logits"):
+            np.testing.assert_allclose(packed[name][row, number], alone[name][0], atol=2e-5)
+    assert difference(packed["logits"][0, 0], packed["logits"][0, 1]) > 1e-3
+    assert np.isfinite(packed["logits"]).all(), "where a row has fewer documents, too"
+
+
 def test_unrolled_layers_equal_scanned_ones():
     model, params = make()
     unrolled = model.clone(config=dataclasses.replace(model.config, unroll=0))
