@@ -84,5 +84,5 @@ def encode(
     ]
     report = {name: sum(each[name] for each in sources) for name in ("documents", "text_bytes", "rows", "tokens")}
     sample = np.random.default_rng(0).permutation(rows.lengths)[:_SAMPLE]
-    real = packed_share(sample, max_length) if config.pack else float(sample.mean() / max_length)
+    real = packed_share(sample, max_length) if config.batching == "packed" else float(sample.mean() / max_length)
     return mixture, report | {"share_of_positions": real, "sources": sources}

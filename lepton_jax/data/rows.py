@@ -1,7 +1,13 @@
-"""Rows of token ids on disk, as a sequence: any of them can be read, and their lengths are known without reading."""
+"""Rows of token ids: of encoded examples in memory, and on disk as a sequence of which any row can be read.
+
+The lengths of rows on disk are known without reading them.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +16,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from lepton_jax.data.cache import content_hash
+from lepton_jax.data.tokenizers import Tokenizer
 
 _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 _IN_MEMORY = 512 << 20  # bytes of tokens that are kept in memory, for ten times the speed; more are read as needed
@@ -85,11 +92,57 @@ class TokenRows(Sequence[np.ndarray]):
         return self._opened[shard]
 
 
-def lengths_of(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns int [len(rows)]: how many tokens each row has."""
-    return rows.lengths if isinstance(rows, TokenRows) else np.fromiter(map(len, rows), np.int64, len(rows))
+# The labels of rows: an array with one entry a row, or for labels of tokens an int32 [n] for each row of n tokens.
+Labels = np.ndarray | Sequence[np.ndarray]
 
 
-def read(rows: Sequence[np.ndarray], numbers: Sequence[int]) -> list[np.ndarray]:
-    """Returns the rows of the given numbers."""
-    return rows.read(numbers) if isinstance(rows, TokenRows) else [rows[number] for number in numbers]
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Encoded texts: what batches are made of.
+
+    Attributes:
+      ids: int32 [n] each.
+      labels: see `Labels`; None: there are none.
+      types: int32 [n] each, the token types of pairs; None: there are none.
+    """
+
+    ids: Sequence[np.ndarray]
+    labels: Labels | None = None
+    types: Sequence[np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        for name, part in (("labels", self.labels), ("types", self.types)):
+            if part is not None and len(part) != len(self.ids):
+                raise ValueError(f"{len(part)} {name}, {len(self.ids)} rows: one each")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """Int [len(self)]: how many tokens each row has."""
+        return self.ids.lengths if isinstance(self.ids, TokenRows) else np.fromiter(map(len, self.ids), np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that they hold."""
+        if isinstance(self.ids, TokenRows) and self.labels is None and self.types is None:
+            return self.ids.fingerprint
+        digest = hashlib.sha256()
+        for part in (self.ids, self.labels, self.types):
+            digest.update(b"|")
+            for array in () if part is None else [part] if isinstance(part, np.ndarray) else part:
+                digest.update(f"{array.dtype}{array.shape}".encode())
+                digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        """Returns the ids of the rows of the given numbers."""
+        return self.ids.read(numbers) if isinstance(self.ids, TokenRows) else [self.ids[number] for number in numbers]
+
+
+def encode_examples(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
+    """Returns int32 [n] of each text with the tokenizer's special tokens, cut at its end so that n <= max_length."""
+    room = max_length - len(tokenizer.with_specials(np.zeros(0, np.int32)))
+    # Not `tokenizer.rows`: that also finds where each token lies in its text, in several times the time.
+    return [tokenizer.with_specials(ids[:room]) for ids in tokenizer.encode(texts)]

@@ -17,7 +17,7 @@ from lepton_jax import hub
 from lepton_jax.compress import quantize_int8
 from lepton_jax.config import InferConfig
 from lepton_jax.core.errors import UserError
-from lepton_jax.data.batches import encode_examples
+from lepton_jax.data.rows import encode_examples
 from lepton_jax.models.transformer import Transformer, unstack
 
 Precision = Literal["float32", "bfloat16", "int8"]

@@ -8,12 +8,9 @@ from letters import PAD, Letters
 
 from lepton_jax.config import DataConfig
 from lepton_jax.core.errors import UserError
-from lepton_jax.data.batches import (
-    encode_examples,
-    evaluation_batches,
-    fingerprint,
-    training_batches,
-)
+from lepton_jax.data.batches import evaluation_batches, evaluation_order, training_batches
+from lepton_jax.data.bucketing import bucket_lengths
+from lepton_jax.data.rows import Rows, encode_examples
 from lepton_jax.data.shards import encode_documents
 from lepton_jax.data.splits import load_splits
 from lepton_jax.data.tokenizers import train
@@ -64,7 +61,7 @@ def test_encode_examples_gives_one_row_a_text():
 def test_padded_training_sees_each_row_once_an_epoch_in_a_new_order():
     rows = make_rows(50)
     labels = np.arange(50, dtype=np.int32)
-    batches = take(training_batches(rows, 10, LENGTH, labels=labels, pack=False, seed=0, pad_id=PAD), 10)
+    batches = take(training_batches(Rows(rows, labels), 10, LENGTH, pack=False, seed=0, pad_id=PAD), 10)
     for batch in batches:
         check_types(batch, 10)
         assert (batch["weight"] == 1).all() and batch["labels"].dtype == np.int32
@@ -77,7 +74,7 @@ def test_padded_training_sees_each_row_once_an_epoch_in_a_new_order():
 
 def test_an_epoch_need_not_be_a_whole_number_of_batches():
     labels = np.arange(25, dtype=np.float32)
-    batches = take(training_batches(make_rows(25), 10, LENGTH, labels=labels, pack=False, seed=0, pad_id=PAD), 5)
+    batches = take(training_batches(Rows(make_rows(25), labels), 10, LENGTH, pack=False, seed=0, pad_id=PAD), 5)
     order = np.concatenate([batch["labels"] for batch in batches])
     assert order.dtype == np.float32
     assert sorted(order[:25]) == sorted(order[25:]) == list(range(25))
@@ -111,7 +108,8 @@ def test_packed_training_keeps_every_document_whole():
 def test_every_process_gets_its_rows_of_the_same_batches(pack, streams):
     rows = make_rows(2005)
     labels = None if pack else np.arange(2005, dtype=np.int32)
-    common = {"labels": labels, "pack": pack, "seed": 3, "pad_id": PAD, "streams": streams}
+    rows = Rows(rows, labels)
+    common = {"pack": pack, "seed": 3, "pad_id": PAD, "streams": streams}
     whole = take(training_batches(rows, 32, LENGTH, **common), 12)
     assert len({batch["token_ids"].tobytes() for batch in whole}) == 12
     for parts in (
@@ -182,11 +180,11 @@ def test_a_stream_is_every_nth_row_of_the_common_order(pack):
             assert part == order[number::2][:32]
 
 
-@pytest.mark.parametrize("pack", [False, True])
-@pytest.mark.parametrize("steps", [0, 1, 7, 41])  # 41 batches are more than an epoch and more than one packing
-def test_resume_is_exact(pack, steps):
+@pytest.mark.parametrize("form", [{"pack": False}, {"pack": True}, {"pack": False, "buckets": (8, 16)}])
+@pytest.mark.parametrize("steps", [0, 1, 7, 41])  # 41 batches are more than an epoch, a packing and a window
+def test_resume_is_exact(form, steps):
     def make():
-        return training_batches(make_rows(400), 8, LENGTH, pack=pack, seed=5, pad_id=PAD)
+        return training_batches(make_rows(300), 8, LENGTH, **form, seed=5, pad_id=PAD)
 
     straight = make()
     for _ in range(steps):
@@ -313,7 +311,7 @@ def test_evaluation_gives_each_row_once_and_every_process_as_many_batches(pack, 
     labels = None if pack else np.arange(count, dtype=np.int32)
     shares = [slice(8 * p, 8 * p + 8) for p in range(processes)]
     parts = [
-        list(evaluation_batches(rows, 8 * processes, LENGTH, labels=labels, pack=pack, pad_id=PAD,
+        list(evaluation_batches(Rows(rows, labels), 8 * processes, LENGTH, pack=pack, pad_id=PAD,
                                 parts=shares, process_index=p))
         for p in range(processes)
     ]  # fmt: skip
@@ -334,17 +332,21 @@ def test_evaluation_gives_each_row_once_and_every_process_as_many_batches(pack, 
     assert (sorted(found) == sorted(expected)) if pack else (found == expected)
 
 
-def test_a_fingerprint_is_of_numbers_types_and_bounds():
-    rows = [np.array([1, 2, 3], np.int32), np.array([4], np.int32)]
+def test_a_fingerprint_is_of_numbers_types_bounds_and_labels():
+    ids = [np.array([1, 2, 3], np.int32), np.array([4], np.int32)]
     others = [
-        [np.array([1, 2], np.int32), np.array([3, 4], np.int32)],
-        [np.array([1, 2, 4], np.int32), np.array([4], np.int32)],
-        [np.array([1, 2, 3], np.float32), np.array([4], np.int32)],
-        rows[::-1],
-        [np.array([[1, 2, 3]], np.int32), np.array([4], np.int32)],
+        Rows([np.array([1, 2], np.int32), np.array([3, 4], np.int32)]),
+        Rows([np.array([1, 2, 4], np.int32), np.array([4], np.int32)]),
+        Rows([np.array([1, 2, 3], np.float32), np.array([4], np.int32)]),
+        Rows(ids[::-1]),
+        Rows([np.array([[1, 2, 3]], np.int32), np.array([4], np.int32)]),
+        Rows(ids, np.zeros(2, np.int32)),
+        Rows(ids, np.zeros(2, np.float32)),
+        Rows(ids, ids),
+        Rows(ids, None, ids),
     ]
-    assert len({fingerprint(each) for each in (rows, *others)}) == 6
-    assert fingerprint(rows) == fingerprint([np.arange(4, dtype=np.int32)[1:], rows[1].copy()])
+    assert len({each.fingerprint for each in (Rows(ids), *others)}) == 10
+    assert Rows(ids).fingerprint == Rows([np.arange(4, dtype=np.int32)[1:], ids[1].copy()]).fingerprint
 
 
 def test_evaluation_of_nothing_yields_nothing():
@@ -365,7 +367,74 @@ def test_errors():
         training_batches(rows, 4, LENGTH, pack=False, seed=0, pad_id=PAD, sizes=(7, 3), weights=(1.0, 1.0), streams=4)
     with pytest.raises(UserError, match=r"a row has \d+ tokens, more than max_length=4"):
         training_batches(rows, 2, 4, pack=False, seed=0, pad_id=PAD)
-    with pytest.raises(ValueError, match=r"9 labels, 10 rows, pack=False"):
-        training_batches(rows, 2, LENGTH, labels=np.zeros(9, np.int32), pack=False, seed=0, pad_id=PAD)
-    with pytest.raises(ValueError, match=r"pack=True"):
-        training_batches(rows, 2, LENGTH, labels=np.zeros(10, np.int32), pack=True, seed=0, pad_id=PAD)
+    with pytest.raises(ValueError, match=r"9 labels, 10 rows"):
+        Rows(rows, np.zeros(9, np.int32))
+    for wrong in ({"pack": True, "buckets": (8, 16)}, {"pack": False, "buckets": (8,)}):
+        with pytest.raises(ValueError, match=r"must increase up to max_length=16"):
+            training_batches(rows, 2, LENGTH, seed=0, pad_id=PAD, **wrong)
+    with pytest.raises(ValueError, match=r"streams=2: must be 1"):
+        training_batches(rows, 2, LENGTH, pack=False, buckets=(8, 16), seed=0, pad_id=PAD, streams=2)
+
+
+def test_the_lengths_of_buckets_are_quarters():
+    assert bucket_lengths(128) == (32, 64, 96, 128) and bucket_lengths(48) == (16, 24, 40, 48)
+    assert bucket_lengths(16) == (8, 16) and bucket_lengths(10) == (8, 10) and bucket_lengths(8) == (8,)
+    assert bucket_lengths(128, unit=64) == (64, 128)
+
+
+def test_bucketed_batches_have_rows_of_one_length_and_each_row_once_an_epoch():
+    rows = make_rows(480, seed=3)
+    made = take(training_batches(rows, 8, LENGTH, pack=False, buckets=(4, 8, 12, 16), seed=0, pad_id=PAD), 120)
+    lengths = [batch["token_ids"].shape[1] for batch in made]
+    assert set(lengths) == {4, 8, 12, 16} and lengths[:60] != sorted(lengths[:60]), "in random order"
+    padding = [(batch["attention_mask"] == 0).mean() for batch in made]
+    padded = take(training_batches(rows, 8, LENGTH, pack=False, seed=0, pad_id=PAD), 80)
+    assert np.mean(padding) < 0.2 < np.mean([(batch["attention_mask"] == 0).mean() for batch in padded])
+    for batch in made:
+        longest = batch["attention_mask"].sum(1).max()
+        assert batch["token_ids"].shape[1] - 4 < longest <= batch["token_ids"].shape[1]
+    firsts = [row[0] for batch in made for row in batch["token_ids"]]
+    assert sorted(firsts[:480]) == sorted(firsts[480:]) == list(range(1000, 1480)) and firsts[:480] != firsts[480:]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_labels_and_types_follow_their_rows_and_tokens(pack):
+    ids = make_rows(200, seed=4)
+    numbers = np.arange(200)
+    sets = (numbers[:, None] == [[3, 5]]).astype(np.float32)
+    buckets = () if pack else (8, 16)
+    for labels in (numbers.astype(np.int32), sets, [row - 1 for row in ids]):
+        rows = Rows(ids, labels, types=[row % 2 for row in ids])
+        training = take(training_batches(rows, 8, LENGTH, pack=pack, buckets=buckets, seed=0, pad_id=PAD), 30)
+        for batch in (*training, *evaluation_batches(rows, 8, LENGTH, pack=pack, buckets=buckets, pad_id=PAD)):
+            real = batch["attention_mask"] > 0
+            np.testing.assert_array_equal(batch["token_type_ids"], np.where(real, batch["token_ids"] % 2, 0))
+            if isinstance(labels, list):
+                np.testing.assert_array_equal(batch["labels"], np.where(real, batch["token_ids"] - 1, -1))
+                continue
+            count = batch["attention_mask"].max(1)
+            assert batch["labels"].dtype == labels.dtype
+            assert batch["labels"].shape == ((8, 16 // 3) if pack else (8,)) + labels.shape[1:]
+            for row in range(8):
+                found = batch["labels"][row] if pack else batch["labels"][row : row + 1]
+                starts = batch["token_ids"][row][(batch["positions"][row] == 0) & real[row]] - 1000
+                np.testing.assert_array_equal(found[: len(starts)], labels[starts])
+                assert len(starts) == count[row] and not found[len(starts) :].any()
+
+
+def test_evaluation_in_buckets_has_each_row_once_in_the_order_that_is_said():
+    rows = Rows(make_rows(21, seed=5), np.arange(21, dtype=np.int32))
+    made = list(evaluation_batches(rows, 8, LENGTH, pack=False, buckets=(8, 16), pad_id=PAD))
+    assert [batch["token_ids"].shape for batch in made] == [(8, 8), (8, 16), (8, 16)]
+    real = np.concatenate([batch["weight"] for batch in made]) > 0
+    labels = np.concatenate([batch["labels"] for batch in made])[real]
+    order = evaluation_order(rows, (8, 16))
+    assert labels.tolist() == order.tolist() != list(range(21)) and sorted(labels) == list(range(21))
+    parts = [slice(0, 4), slice(4, 8)]
+    split = [
+        list(evaluation_batches(rows, 8, LENGTH, pack=False, buckets=(8, 16), pad_id=PAD, parts=parts, process_index=i))
+        for i in (0, 1)
+    ]
+    for whole, *halves in zip(made, *split, strict=True):
+        for name in whole:
+            np.testing.assert_array_equal(whole[name], np.concatenate([half[name] for half in halves]))

@@ -44,7 +44,7 @@ def test_the_report_counts_each_source(config):
     for name in ("documents", "text_bytes", "rows", "tokens"):
         assert report[name] == long[name] + short[name]
     assert report["rows"] == len(mixture.rows) and report["tokens"] == mixture.rows.lengths.sum()
-    _, padded = encode(config, pack=False)
+    _, padded = encode(config, batching="padded")
     assert padded["share_of_positions"] == pytest.approx(mixture.rows.lengths.mean() / 16)
     assert padded["share_of_positions"] < 0.8 < 0.95 < report["share_of_positions"] <= 1
     assert json.loads(json.dumps(report)) == report

@@ -16,7 +16,7 @@ from lepton_jax.compress import quantize_int8
 from lepton_jax.core.errors import UserError
 from lepton_jax.core.weights import Int8
 from lepton_jax.data import tokenizers
-from lepton_jax.data.batches import encode_examples
+from lepton_jax.data.rows import encode_examples
 from lepton_jax.data.shards import encode_documents
 
 IDS = np.arange(24, dtype=np.int32).reshape(2, 12) + 5

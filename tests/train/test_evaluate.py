@@ -11,6 +11,7 @@ import pytest
 from lepton_jax.core import rng as rngs
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.batches import evaluation_batches
+from lepton_jax.data.rows import Rows
 from lepton_jax.train.evaluate import make_evaluate
 
 RNG = np.random.default_rng(0)
@@ -19,7 +20,7 @@ LABELS = RNG.integers(0, 3, 21).astype(np.int32)
 
 
 def batches(size, labels=LABELS):
-    return list(evaluation_batches(ROWS, size, 12, labels=labels, pack=False, pad_id=0))
+    return list(evaluation_batches(Rows(ROWS, labels), size, 12, pack=False, pad_id=0))
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import pytest
 from lepton_jax.config import Config, DataConfig, OptimConfig, TaskConfig, TrainConfig
 from lepton_jax.core import trees
 from lepton_jax.data.batches import evaluation_batches
+from lepton_jax.data.rows import Rows
 from lepton_jax.models.transformer import Transformer, abstract_params
 from lepton_jax.train import forecast as module
 from lepton_jax.train.forecast import explain_out_of_memory, step_memory
@@ -83,7 +84,7 @@ def test_the_batch_is_the_one_that_data_makes(make, task):
     config = dataclasses.replace(config, task=TaskConfig(name=task))
     labels = {"classification": np.zeros(20, np.int32), "regression": np.zeros(20, np.float32)}.get(task)
     rows = [np.arange(3, 9, dtype=np.int32)] * 20
-    batch = next(evaluation_batches(rows, ROWS, LENGTH, labels=labels, pack=labels is None, pad_id=0))
+    batch = next(evaluation_batches(Rows(rows, labels), ROWS, LENGTH, pack=labels is None, pad_id=0))
     found = module.abstract_batch(config, mesh)
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in found.items()} == {
         name: (value.shape, value.dtype) for name, value in batch.items()

@@ -24,7 +24,8 @@ from lepton_jax.config import (
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import tokenizers
-from lepton_jax.data.batches import encode_examples, evaluation_batches, training_batches
+from lepton_jax.data.batches import evaluation_batches, training_batches
+from lepton_jax.data.rows import Rows, encode_examples
 from lepton_jax.data.shards import encode_documents
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import make_task
@@ -74,10 +75,10 @@ class Run:
         self.held_out_labels = None if labels is None else held_out_labels[:20]
 
     def training(self):
-        return training_batches(self.rows, part_rows(self.config.train), labels=self.labels, seed=0, **self.common)
+        return training_batches(Rows(self.rows, self.labels), part_rows(self.config.train), seed=0, **self.common)
 
     def validation(self):
-        return evaluation_batches(self.held_out, BATCH, labels=self.held_out_labels, **self.common)
+        return evaluation_batches(Rows(self.held_out, self.held_out_labels), BATCH, **self.common)
 
     def fit(self, **arguments):
         batches = self.training()
