@@ -68,12 +68,13 @@ def get_config(arg: str = "en") -> ConfigDict:
         if name not in OWN_MODEL_FIELDS:
             finetune.model[name] = pretrain.model.get_ref(name)
     finetune.task.name = "classification"
-    finetune.data.update(train=labelled, max_length=64)
+    finetune.data.update(train=labelled, max_length=64, batching="bucketed")
     finetune.model.update(unroll=0, dropout=0.1)
     finetune.train.update(steps=300, batch_size=32, learning_rate=recipe["finetune_rate"], log_every=10)
     finetune.optim.warmup_steps = 30
     finetune.evaluate.every = finetune.checkpoint.every = 50
     finetune.checkpoint.best = "accuracy"
+    finetune.evaluate.baseline = True
     finetune.compress.method = "int8"
     finetune.infer.update(lengths=(16, 32, 64), texts=texts)
     return config

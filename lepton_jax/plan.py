@@ -11,12 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lepton_jax import hub, processes
-from lepton_jax.config import LANGUAGE_MODELS, OWN_MODEL_FIELDS, Config, ModelConfig, QuickstartConfig, runs
+from lepton_jax.config import LANGUAGE_MODELS, OWN_MODEL_FIELDS, Config, ModelConfig, QuickstartConfig, TaskConfig, runs
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import tokenizers
 from lepton_jax.data.tokenizers import Tokenizer
-from lepton_jax.models.transformer import Transformer
+from lepton_jax.models.transformer import Head, Transformer
 from lepton_jax.tasks import Task, make_task
 from lepton_jax.train import layout
 from lepton_jax.train.forecast import forecast
@@ -57,11 +57,15 @@ def assume(config: Config, mesh: Mesh | None = None) -> tuple[Config, Task, Tran
     tokenizer: Any = _AssumedTokenizer(config.model.vocab_size or config.data.tokenizer_size)
     if config.data.tokenizer not in ("unigram", "bpe") and not config.model.vocab_size:
         tokenizer = tokenizers.from_config(config.data, ())
-    labels = ("0", "1") if config.task.name == "classification" else ()
-    head = config.task.name if config.task.name in LANGUAGE_MODELS else "classification"
-    card = make_card(config, head, tokenizer, labels)
+    labels = {"regression": (), "token_classification": ("O", "B-0", "I-0")}.get(config.task.name, ("0", "1"))
+    card = make_card(config, head_of(config.task), tokenizer, () if config.task.name in LANGUAGE_MODELS else labels)
     model = Transformer(card.model, card.head, card.num_outputs)
-    return config, make_task(config.task, tokenizer, len(labels), config.packs), model
+    return config, make_task(config.task, tokenizer, packed=config.packs, labels=labels), model
+
+
+def head_of(task: TaskConfig) -> Head:
+    """Returns the model's head that a task trains."""
+    return task.name if task.name in (*LANGUAGE_MODELS, "token_classification") else "classification"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +84,7 @@ class _AssumedTokenizer:
         return np.ones(self.vocab_size, bool)
 
 
-def make_card(config: Config, head: Any, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> hub.Card:
+def make_card(config: Config, head: Head, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> hub.Card:
     """Returns the card of the model that a run trains; its vocabulary is the tokenizer's, rounded up to 64s."""
     size = config.model.vocab_size or -(-tokenizer.vocab_size // 64) * 64
     if size < tokenizer.vocab_size:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from lepton_jax.config import TaskConfig
 from lepton_jax.core.errors import UserError
+from lepton_jax.data.rows import Labels
 from lepton_jax.models.transformer import Head, Transformer
 from lepton_jax.tasks.causal_lm import CausalLM
 from lepton_jax.tasks.classification import Classification
+from lepton_jax.tasks.losses import balanced
 from lepton_jax.tasks.masked_lm import MaskedLM
+from lepton_jax.tasks.multi_label import MultiLabel
 from lepton_jax.tasks.regression import Regression
+from lepton_jax.tasks.token_classification import TokenClassification
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -57,10 +63,28 @@ class Task(Protocol):
         ...
 
 
-def make_task(config: TaskConfig, tokenizer: Any, num_labels: int = 0, packed: bool = True) -> Task:
-    """Returns the task that the config names, for a tokenizer and, where it has classes, their number.
+class LabelledTask(Task, Protocol):
+    """A task with labels that people gave."""
 
-    `packed` says whether rows of a language model may hold several documents.
+    def outputs(self, model: Transformer, params: Any, batch: Batch) -> jax.Array:
+        """Returns what the head says of each row, [B, C], or of each token, [B, T, C], float32, without dropout.
+
+        Rows hold one text each. Scores come from `outputs * card.scale + card.offset`.
+        """
+        ...
+
+
+def make_task(
+    config: TaskConfig, tokenizer: Any, *, packed: bool, labels: Sequence[str] = (), targets: Labels | None = None
+) -> Task:
+    """Returns the task that the config names.
+
+    Args:
+      config: the task's section.
+      tokenizer: of the model.
+      packed: whether a row may hold several documents.
+      labels: the names of the outputs of a classifier.
+      targets: the labels of the training rows; None: unknown yet, in which case classes weigh the same.
 
     Raises:
       UserError: masked language modelling with a tokenizer that has no mask token.
@@ -75,5 +99,20 @@ def make_task(config: TaskConfig, tokenizer: Any, num_labels: int = 0, packed: b
     if config.name == "causal_lm":
         return CausalLM(packed)
     if config.name == "regression":
-        return Regression()
-    return Classification(num_labels, config.loss)
+        offset, scale = standard(targets)
+        return Regression(offset, scale, packed)
+    weights = None
+    if config.class_weights == "balanced" and targets is not None:
+        weights = balanced(targets, len(labels))
+    classes: dict[str, Any] = {
+        "classification": Classification, "multi_label": MultiLabel, "token_classification": TokenClassification
+    }  # fmt: skip
+    return classes[config.name](len(labels), packed, config.label_smoothing, config.focal_gamma, weights)
+
+
+def standard(targets: Labels | None) -> tuple[float, float]:
+    """Returns the mean of numbers and their standard deviation, 1 where they are all the same."""
+    if targets is None:
+        return 0.0, 1.0
+    numbers = np.asarray(targets, np.float64)
+    return float(numbers.mean()), float(numbers.std()) or 1.0

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lepton_jax.core import rng as rngs
 from lepton_jax.models.transformer import Head, Transformer
+from lepton_jax.tasks.forward import forward
 from lepton_jax.tasks.losses import correct, cross_entropy, weighted_mean
 
 
@@ -31,15 +31,7 @@ class CausalLM:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `Task.loss`; the metrics are `loss`, `accuracy` and `weight`, the number of predicted tokens."""
         segments = batch["attention_mask"]
-        out: Any = model.apply(
-            {"params": params},
-            batch["token_ids"],
-            segments,
-            positions=batch["positions"],
-            packed=self.packed,
-            train=train,
-            rngs={"dropout": rngs.stream(rng, "dropout")},
-        )
+        out = forward(model, params, batch, rng, train, packed=self.packed)
         targets = jnp.roll(batch["token_ids"], -1, axis=1)
         last = jnp.arange(segments.shape[1])[None, :] == segments.shape[1] - 1
         followed = (segments > 0) & (segments == jnp.roll(segments, -1, axis=1)) & ~last

@@ -1,24 +1,27 @@
-"""Classification of whole texts into one of several classes."""
+"""Classification of whole texts, or pairs of them, into one of several classes."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lepton_jax.core import rng as rngs
 from lepton_jax.models.transformer import Head, Transformer
-from lepton_jax.tasks.losses import binary_cross_entropy, correct, cross_entropy, weighted_mean
+from lepton_jax.tasks.forward import text_logits, text_weight
+from lepton_jax.tasks.losses import correct, cross_entropy, weighted_mean
 
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """One label a row, by softmax cross-entropy or by one sigmoid a class."""
+    """One class a text, by softmax cross-entropy."""
 
     num_outputs: int
-    kind: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+    packed: bool = False  # whether a row may hold several texts
+    smoothing: float = 0.0
+    gamma: float = 0.0  # of the focal loss
+    weights: tuple[float, ...] | None = None  # of the classes
 
     head: Head = "classification"
 
@@ -30,25 +33,14 @@ class Classification:
     def loss(
         self, model: Transformer, params: Any, batch: dict[str, jax.Array], rng: jax.Array, train: bool = True
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """See `Task.loss`; the metrics are `loss`, `accuracy` and `weight`, the number of rows."""
-        logits = apply_to_rows(model, params, batch, rng, train)
-        losses = cross_entropy if self.kind == "cross_entropy" else binary_cross_entropy
-        loss = weighted_mean(losses(logits, batch["labels"]), batch["weight"])
-        accuracy = weighted_mean(correct(logits, batch["labels"]), batch["weight"])
-        return loss, {"loss": loss, "accuracy": accuracy, "weight": jnp.sum(batch["weight"])}
+        """See `Task.loss`; the metrics are `loss`, `accuracy` and `weight`, the number of texts."""
+        logits = text_logits(model, params, batch, rng, train, self.packed)
+        weight = text_weight(batch, self.packed)
+        losses = cross_entropy(logits, batch["labels"], self.smoothing, self.gamma, self.weights)
+        loss = weighted_mean(losses, weight)
+        accuracy = weighted_mean(correct(logits, batch["labels"]), weight)
+        return loss, {"loss": loss, "accuracy": accuracy, "weight": jnp.sum(weight)}
 
-
-def apply_to_rows(
-    model: Transformer, params: Any, batch: dict[str, jax.Array], rng: jax.Array, train: bool
-) -> jax.Array:
-    """Returns the logits [B, num_outputs] of a batch of rows."""
-    out: Any = model.apply(
-        {"params": params},
-        batch["token_ids"],
-        batch["attention_mask"],
-        positions=batch["positions"],
-        packed=False,
-        train=train,
-        rngs={"dropout": rngs.stream(rng, "dropout")},
-    )
-    return out["logits"]
+    def outputs(self, model: Transformer, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        """See `LabelledTask.outputs`: float32 logits [B, C] of unpacked rows."""
+        return text_logits(model, params, batch, None, False, packed=False).astype(jnp.float32)

@@ -14,6 +14,7 @@ from lepton_jax.config import TaskConfig
 from lepton_jax.core import rng as rngs
 from lepton_jax.models.transformer import Head, Transformer
 from lepton_jax.tasks import masks
+from lepton_jax.tasks.forward import forward
 from lepton_jax.tasks.losses import correct, cross_entropy, weighted_mean
 
 
@@ -41,16 +42,8 @@ class MaskedLM:
         """See `Task.loss`; the metrics are `loss`, `accuracy` and `weight`, the number of predicted positions."""
         masked = self.mask(rngs.stream(rng, "mask"), batch["token_ids"], batch["attention_mask"])
         inputs, predict, targets, weight = masked
-        out: Any = model.apply(
-            {"params": params},
-            inputs,
-            batch["attention_mask"],
-            positions=batch["positions"],
-            predict=predict,
-            packed=self.packed,
-            train=train,
-            rngs={"dropout": rngs.stream(rng, "dropout")},
-        )
+        hidden = {**batch, "token_ids": inputs}
+        out = forward(model, params, hidden, rng, train, predict=predict, packed=self.packed)
         weight = weight * batch["weight"][:, None]
         loss = weighted_mean(cross_entropy(out["logits"], targets), weight)
         accuracy = weighted_mean(correct(out["logits"], targets), weight)

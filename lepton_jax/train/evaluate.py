@@ -1,4 +1,4 @@
-"""Metrics over a data set in which every row counts exactly once."""
+"""What a model says of a data set: means over all targets, or the outputs of each row. Every row counts exactly once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lepton_jax.core import rng as rngs
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.models.transformer import Transformer
-from lepton_jax.tasks import Metrics, Task
+from lepton_jax.tasks import LabelledTask, Metrics, Task
 
 Evaluate = Callable[[Any, Iterable[dict[str, np.ndarray]]], dict[str, float]]
 
@@ -49,3 +49,26 @@ def make_evaluate(task: Task, model: Transformer, mesh: Mesh, seed: int = 0) -> 
         return means
 
     return evaluate
+
+
+def make_outputs(task: LabelledTask, model: Transformer, mesh: Mesh) -> Callable[..., list[np.ndarray]]:
+    """Returns (params, batches, order) -> the outputs of each row, float32 [C] or of tokens [T, C], in their own order.
+
+    `order` names the rows in the order in which the batches have them (`batches.evaluation_order`); what comes after
+    these only fills the last batch. Every process gets the outputs of all rows.
+    """
+
+    def outputs_of(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        return task.outputs(model.on(mesh), params, batch)
+
+    compiled = jax.jit(outputs_of, out_shardings=sharding.replicated(mesh))
+
+    def outputs(params: Any, batches: Iterable[dict[str, np.ndarray]], order: np.ndarray) -> list[np.ndarray]:
+        pending = [compiled(params, sharding.put_batch(batch, mesh)) for batch in batches]
+        found = [row for part in pending for row in np.asarray(part.addressable_data(0))]
+        rows: list[np.ndarray] = [found[0]] * len(order)
+        for place, row in zip(order.tolist(), found[: len(order)], strict=True):
+            rows[place] = row
+        return rows
+
+    return outputs

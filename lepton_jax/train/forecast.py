@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lepton_jax.config import LANGUAGE_MODELS, Config
+from lepton_jax.config import Config
 from lepton_jax.core import sharding, trees
 from lepton_jax.models.flops import forward_flops
 from lepton_jax.models.transformer import Transformer, abstract_params
@@ -20,6 +20,7 @@ from lepton_jax.train.state import trainable
 from lepton_jax.train.step import make_program
 
 _GIB = 2**30
+_DOCUMENT = 16  # assumed length of a document that is packed with others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ def step_memory(config: Config, mesh: Mesh, task: Task, model: Transformer) -> M
     """Returns the memory that the compiled step needs; arguments as of `forecast`."""
     program = make_program(config, mesh, task, model)
     start = time.perf_counter()
-    compiled = program.step.lower(program.abstract, abstract_batch(config, mesh)).compile()
+    compiled = program.step.lower(program.abstract, abstract_batch(config, mesh, task.num_outputs)).compile()
     seconds = time.perf_counter() - start
     # The sizes are those of one device.
     memory: Any = compiled.memory_analysis()
@@ -118,12 +119,24 @@ def row_flops(task: Task, model: Transformer, length: int) -> float:
     return 3 * forward_flops(model, length, task.scored(length))
 
 
-def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns shapes, dtypes and shardings of the batches that `data.batches` makes for a run."""
+def abstract_batch(config: Config, mesh: Mesh, num_outputs: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes, dtypes and shardings of the largest batches that `data.batches` makes for a run.
+
+    How many documents a packed row has, the data decide; here it is one per `_DOCUMENT` tokens.
+    """
     rows, length = config.train.batch_size, config.data.max_length
     kinds: dict[str, Any] = dict.fromkeys(("token_ids", "attention_mask", "positions"), ((rows, length), jnp.int32))
     kinds["weight"] = ((rows,), jnp.float32)
-    if config.task.name not in LANGUAGE_MODELS:
-        kinds["labels"] = ((rows,), jnp.float32 if config.task.name == "regression" else jnp.int32)
+    if config.data.pair:
+        kinds["token_type_ids"] = kinds["token_ids"]
+    texts = (rows, max(length // _DOCUMENT, 1)) if config.packs else (rows,)
+    labels = {
+        "classification": (texts, jnp.int32),
+        "multi_label": ((*texts, num_outputs), jnp.float32),
+        "regression": (texts, jnp.float32),
+        "token_classification": ((rows, length), jnp.int32),
+    }
+    if config.task.name in labels:
+        kinds["labels"] = labels[config.task.name]
     where = sharding.by_rows(mesh)
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, (shape, dtype) in kinds.items()}

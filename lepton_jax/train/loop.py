@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from lepton_jax.checkpoint import Checkpoints
@@ -21,12 +22,11 @@ from lepton_jax.models.attention import backends_of
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import Task
 from lepton_jax.train import ramp
-from lepton_jax.train.evaluate import make_evaluate
 from lepton_jax.train.forecast import row_flops
 from lepton_jax.train.guard import Guard
 from lepton_jax.train.logging import MetricsLogger
 from lepton_jax.train.state import TrainState, make_state
-from lepton_jax.train.step import make_program
+from lepton_jax.train.step import Program, make_program
 from lepton_jax.train.stopping import Stopped, watch_sigterm
 from lepton_jax.train.tracing import Trace
 from lepton_jax.train.utilisation import peak_flops
@@ -83,8 +83,9 @@ def fit(
     task: Task,
     model: Transformer,
     batches: Streams,
-    validation: Callable[[], Iterable[dict[str, np.ndarray]]],
+    evaluate: Callable[[Any], Mapping[str, float]],
     init: dict[str, Any] | None = None,
+    program: Program | None = None,
     until: int | None = None,
 ) -> Fitted:
     """Trains for `config.train.steps` steps in all, from the newest checkpoint in `workdir` if there is one.
@@ -95,16 +96,16 @@ def fit(
       mesh: the devices.
       task, model: the objective and the modules.
       batches: endless training batches of this process's rows, whose position is saved; each a part, see `ramp`.
-      validation: gives the batches of the validation set anew.
+      evaluate: gives the validation metrics of parameters.
       init: parameters to start from, see `make_state`.
+      program: of another run that differs by its seed alone, so that nothing is compiled again; None: made here.
       until: stop, saved, after this step instead of the last one; the schedule does not change.
 
     Raises:
       Stopped: SIGTERM came, and the state after the step under way is saved.
       UserError: the loss is not finite, and going back does not help, see `Guard`.
     """
-    step_fn, abstract, optimizer = make_program(config, mesh, task, model)
-    evaluate = make_evaluate(task, model, mesh)
+    step_fn, abstract, optimizer = program or make_program(config, mesh, task, model)
     if jax.process_index() == 0:
         print(_attention_line(config, model, mesh))
     last = config.train.steps if until is None else min(until, config.train.steps)
@@ -118,7 +119,7 @@ def fit(
         step, state = resume(batches)
         guard = Guard(config.train, workdir)
         guard.start(state.skipped)
-        peak, work = peak_flops(list(mesh.devices.flat)), row_flops(task, model, config.data.max_length)
+        peak, work = peak_flops(list(mesh.devices.flat)), functools.cache(partial(row_flops, task, model))
         with (
             watch_sigterm() as asked_to_stop,
             MetricsLogger(workdir, config.train.steps, step, peak_flops=peak) as logger,
@@ -130,7 +131,8 @@ def fit(
                 batch = batches.take(ramp.parts(config.train, step))
                 placed = sharding.put_batch(batch, mesh)
                 tokens.append(_count(placed["attention_mask"]))
-                flops += work * placed["token_ids"].shape[0]
+                rows, length = placed["token_ids"].shape
+                flops += rows * work(length)
                 with trace.step(step):
                     state, metrics = step_fn(state, placed)
                 if traced := trace.after(step, metrics):
@@ -151,7 +153,7 @@ def fit(
                 saves = stops or step == last or step % config.checkpoint.every == 0
                 if evaluates or saves:
                     with logger.paused():
-                        validated = evaluate(state.params, validation()) if evaluates else None
+                        validated = evaluate(state.params) if evaluates else None
                         if validated is not None:
                             logger.log(step, validated, prefix="validation")
                         if saves:

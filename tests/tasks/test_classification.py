@@ -1,4 +1,4 @@
-"""Classification: loss and accuracy against NumPy, filler rows, dropout."""
+"""Classification and multi-label: loss and metrics against NumPy, filler rows, packed texts, dropout."""
 
 import dataclasses
 import functools
@@ -10,7 +10,11 @@ import pytest
 
 from lepton_jax.config import ModelConfig
 from lepton_jax.models.transformer import Transformer, init_params
+from lepton_jax.data.batches import evaluation_batches
+from lepton_jax.data.rows import Rows
 from lepton_jax.tasks.classification import Classification
+from lepton_jax.tasks.multi_label import MultiLabel
+from lepton_jax.tasks.regression import Regression
 
 CONFIG = ModelConfig(
     vocab_size=32, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=24, max_positions=8,
@@ -26,9 +30,9 @@ def make(dropout=0.0):
 
 
 @functools.cache
-def loss_fn(kind="cross_entropy", train=True, dropout=0.0, gradient=False):
+def loss_fn(kind=Classification, train=True, dropout=0.0, gradient=False):
     """Returns a compiled (params, batch, key) -> (loss, metrics), or -> ((loss, metrics), gradients)."""
-    task, model = Classification(3, kind), make(dropout)[0]
+    task, model = kind(3), make(dropout)[0]
 
     def loss(params, batch, key):
         return task.loss(model, params, batch, key, train)
@@ -50,19 +54,18 @@ def make_batch():
     return {name: jnp.asarray(value) for name, value in batch.items()}
 
 
-@pytest.mark.parametrize("kind", ["cross_entropy", "binary_cross_entropy"])
-def test_equals_numpy_on_the_models_logits(kind):
+def logits_of(batch):
     model, params = make()
-    batch = make_batch()
     inputs = (batch["token_ids"], batch["attention_mask"])
     logits = jax.jit(model.apply)({"params": params}, *inputs, positions=batch["positions"])["logits"]
-    logits, labels = np.asarray(logits, np.float64)[:6], np.asarray(batch["labels"])[:6]
-    if kind == "cross_entropy":
-        losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(6), labels]
-    else:
-        probabilities = 1 / (1 + np.exp(-logits))
-        losses = -np.log(np.where(np.eye(3)[labels] == 1, probabilities, 1 - probabilities)).sum(-1)
-    loss, metrics = loss_fn(kind)(params, batch, KEY)
+    return np.asarray(logits, np.float64)[:6]
+
+
+def test_classification_equals_numpy_on_the_models_logits():
+    batch = make_batch()
+    logits, labels = logits_of(batch), np.asarray(batch["labels"])[:6]
+    losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(6), labels]
+    loss, metrics = loss_fn()(make()[1], batch, KEY)
     accuracy = (logits.argmax(-1) == labels).mean()
     assert 0 < accuracy < 1 and metrics.keys() == {"loss", "accuracy", "weight"}
     np.testing.assert_allclose(loss, losses.mean(), rtol=1e-5)
@@ -70,10 +73,53 @@ def test_equals_numpy_on_the_models_logits(kind):
     np.testing.assert_allclose(metrics["accuracy"], accuracy, rtol=1e-6)
 
 
-def test_the_losses_are_really_two():
-    kinds = ("cross_entropy", "binary_cross_entropy")
-    losses = [loss_fn(kind)(make()[1], make_batch(), KEY)[0] for kind in kinds]
-    assert abs(losses[0] - losses[1]) > 0.1
+def test_multi_label_equals_numpy_on_the_models_logits():
+    batch = make_batch()
+    logits = logits_of(batch)
+    targets = np.concatenate([logits > 0, np.ones((2, 3))]).astype(np.float32)
+    targets[:4, 1] = 1 - targets[:4, 1]  # two of six rows are all right
+    probabilities = 1 / (1 + np.exp(-logits))
+    losses = -np.log(np.where(targets[:6] == 1, probabilities, 1 - probabilities)).sum(-1)
+    loss, metrics = loss_fn(MultiLabel)(make()[1], {**batch, "labels": jnp.asarray(targets)}, KEY)
+    assert metrics.keys() == {"loss", "exact_match", "weight"}
+    np.testing.assert_allclose(loss, losses.mean(), rtol=1e-5)
+    assert metrics["loss"] == loss and metrics["weight"] == 6
+    np.testing.assert_allclose(metrics["exact_match"], 2 / 6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["classes", "sets", "numbers"])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_packed_texts_have_the_loss_and_the_gradients_of_unpacked_ones(kind, pooling):
+    """The same 12 texts, packed into rows and one a row, with pairs of texts marked by token types."""
+    draw = np.random.default_rng(1)
+    ids = [draw.integers(5, 32, size).astype(np.int32) for size in draw.integers(1, 8, 12)]
+    ids[0] = ids[0][:1]
+    labels = {
+        "classes": draw.integers(0, 3, 12).astype(np.int32),
+        "sets": draw.integers(0, 2, (12, 3)).astype(np.float32),
+        "numbers": draw.normal(size=12).astype(np.float32),
+    }[kind]
+    rows = Rows(ids, labels, types=[(np.arange(len(row)) > 1).astype(np.int32) for row in ids])
+    outputs = 1 if kind == "numbers" else 3
+    config = dataclasses.replace(CONFIG, pooling=pooling, type_vocab_size=2)
+    model = Transformer(config, "classification", outputs)
+    params = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
+
+    def gradient(packed):
+        (batch,) = evaluation_batches(rows, 12, 8, pack=packed, pad_id=0)
+        task = {"classes": Classification(3, packed), "sets": MultiLabel(3, packed)}.get(
+            kind, Regression(0.5, 2.0, packed)
+        )
+        return batch, jax.jit(jax.value_and_grad(lambda p: task.loss(model, p, batch, KEY), has_aux=True))(params)
+
+    (packed, ((loss, metrics), grads)), (alone, ((wanted, expected), wanted_grads)) = gradient(True), gradient(False)
+    assert alone["weight"].sum() == 12 > packed["weight"].sum(), "rows hold several texts"
+    assert metrics["weight"] == expected["weight"] == 12 and metrics.keys() == expected.keys()
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads)) > 1e-2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), grads, wanted_grads)
 
 
 def test_what_a_filler_row_holds_changes_nothing():

@@ -51,3 +51,13 @@ def test_the_gradient_moves_predictions_towards_the_labels():
     (loss, _), grads = GRADIENT(PARAMS, BATCH)
     moved = jax.tree.map(lambda p, g: p - 0.01 * g, PARAMS, grads)
     assert GRADIENT(moved, BATCH)[0][0] < 0.99 * loss
+
+
+def test_labels_are_learnt_in_units_of_their_deviation_and_reported_in_their_own():
+    far = {**BATCH, "labels": 1000 + 50 * BATCH["labels"]}
+    task = Regression(1000.0, 50.0)
+    loss, metrics = jax.jit(lambda params, batch: task.loss(MODEL, params, batch, KEY))(PARAMS, far)
+    (near, _), _ = GRADIENT(PARAMS, BATCH)
+    np.testing.assert_allclose(loss, near, rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], 2500 * near, rtol=1e-4)
+    assert task.outputs(MODEL, PARAMS, BATCH).shape == (5, 1)

@@ -78,14 +78,24 @@ def test_what_does_not_fit_says_so(make, monkeypatch):
     assert explain_out_of_memory(RuntimeError("INTERNAL: something else"), *arguments) is None
 
 
-@pytest.mark.parametrize("task", ["masked_lm", "causal_lm", "classification", "regression"])
-def test_the_batch_is_the_one_that_data_makes(make, task):
+LABELS = {
+    "classification": np.zeros(20, np.int32),
+    "multi_label": np.zeros((20, 3), np.float32),
+    "regression": np.zeros(20, np.float32),
+    "token_classification": [np.arange(LENGTH, dtype=np.int32)] * 20,
+}
+
+
+@pytest.mark.parametrize("batching", ["packed", "padded"])
+@pytest.mark.parametrize("task", ["masked_lm", "causal_lm", *LABELS])
+def test_the_batch_is_the_one_that_data_makes(make, task, batching):
     config, mesh, *_ = make()
-    config = dataclasses.replace(config, task=TaskConfig(name=task))
-    labels = {"classification": np.zeros(20, np.int32), "regression": np.zeros(20, np.float32)}.get(task)
-    rows = [np.arange(3, 9, dtype=np.int32)] * 20
-    batch = next(evaluation_batches(Rows(rows, labels), ROWS, LENGTH, pack=labels is None, pad_id=0))
-    found = module.abstract_batch(config, mesh)
+    data = dataclasses.replace(config.data, batching=batching, pair="other" if task in LABELS else "")
+    config = dataclasses.replace(config, task=TaskConfig(name=task), data=data)
+    ids = [np.arange(3, 3 + LENGTH, dtype=np.int32)] * 20  # a document a row, as long as the row
+    rows = Rows(ids, LABELS.get(task), types=ids if task in LABELS else None)
+    batch = next(evaluation_batches(rows, ROWS, LENGTH, pack=batching == "packed", pad_id=0))
+    found = module.abstract_batch(config, mesh, 3)
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in found.items()} == {
         name: (value.shape, value.dtype) for name, value in batch.items()
     }

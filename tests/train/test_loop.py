@@ -29,6 +29,7 @@ from lepton_jax.data.rows import Rows, encode_examples
 from lepton_jax.data.shards import encode_documents
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import make_task
+from lepton_jax.train.evaluate import make_evaluate
 from lepton_jax.train.logging import read_metrics
 from lepton_jax.train.loop import check_attention, check_mesh, fit
 from lepton_jax.train.ramp import part_rows
@@ -63,7 +64,7 @@ class Run:
             **sections,
         }
         self.folder, self.config = folder, Config(model=model, task=task, **sections)
-        self.task, self.mesh = make_task(task, tokenizer, 2), sharding.make_mesh("data=4,fsdp=2")
+        self.task, self.mesh = make_task(task, tokenizer, packed=labels is None, labels=("bad", "good")), sharding.make_mesh("data=4,fsdp=2")
         self.model = Transformer(model, self.task.head, self.task.num_outputs)
         encode = encode_documents if labels is None else encode_examples
         extra = [str(folder.parent / "cache")] if labels is None else []
@@ -81,11 +82,11 @@ class Run:
         return evaluation_batches(Rows(self.held_out, self.held_out_labels), BATCH, **self.common)
 
     def fit(self, **arguments):
-        batches = self.training()
+        batches, means = self.training(), make_evaluate(self.task, self.model, self.mesh)
         try:
             return fit(
                 self.config, self.folder, mesh=self.mesh, task=self.task, model=self.model, batches=batches,
-                validation=self.validation, **arguments,
+                evaluate=lambda params: means(params, self.validation()), **arguments,
             )  # fmt: skip
         finally:
             batches.close()

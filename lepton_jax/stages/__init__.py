@@ -1,0 +1,101 @@
+"""The stages of a model's life: functions from a config and a folder to a summary. `main` and notebooks call them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from lepton_jax import hub, plan, processes
+from lepton_jax.config import CompressConfig, Config, ConvertConfig, InferConfig, MeshConfig, QuickstartConfig, runs
+from lepton_jax.core import trees
+from lepton_jax.data.cache import cache_folder
+from lepton_jax.stages.completion import Summary, complete
+from lepton_jax.stages.finetuning import finetune
+from lepton_jax.stages.pretraining import pretrain
+from lepton_jax.train.loop import check_attention, check_mesh
+
+
+def run(config: Config | QuickstartConfig | ConvertConfig, folder: str | Path) -> Summary:
+    """Runs the stage of a resolved config in a folder, and returns what `folder/summary.json` then holds.
+
+    A run that was interrupted goes on from its newest checkpoint; one that is complete is not repeated. A dry run
+    writes nothing, and returns what the run would need. Of several processes (`processes.start`) each calls this, and
+    gets the same summary; the first one writes.
+
+    Raises:
+      UserError: the folder holds another run, the devices do not fit the config, or the data are not usable.
+    """
+    folder = Path(folder)
+    _keep_compiled(config.cache if isinstance(config, ConvertConfig) else runs(config)[0][1].data.cache)
+    meshes = [plan.make_mesh(each, where) for where, each in runs(config)]
+    with processes.together():  # every check that needs no data, before any of them writes or trains
+        for (where, each), mesh in zip(runs(config), meshes, strict=True):
+            check_mesh(each, mesh, where)
+            check_attention(each, mesh, where)
+    same = [dataclasses.replace(each, mesh=MeshConfig(each.mesh.shape)) for _, each in runs(config)]
+    processes.require_equal("other configs", repr(same or config))
+    if not isinstance(config, ConvertConfig) and config.dry_run:
+        return plan.dry_run(config, meshes)
+
+    def work() -> tuple[Summary, dict[str, Path]]:
+        if isinstance(config, QuickstartConfig):
+            return quickstart(config, folder)
+        if isinstance(config, ConvertConfig):
+            return convert(config, folder), {"convert": folder}
+        if config.stage == "pretrain":
+            return pretrain(config, folder, meshes[0]), {config.stage: folder}
+        return finetune(config, folder, meshes[0])
+
+    return complete(folder, config, work)
+
+
+def quickstart(config: QuickstartConfig, folder: Path) -> tuple[Summary, dict[str, Path]]:
+    """Pretrains, fine-tunes from that and, with the same budget, from random weights.
+
+    Returns:
+      (summary of all, title -> folder of each run).
+    """
+    pretrained = str(folder / "pretrain")
+    model, data = config.finetune.model, config.finetune.data
+    configs = {
+        "pretrain": config.pretrain,
+        "finetune": dataclasses.replace(config.finetune, model=dataclasses.replace(model, init=pretrained)),
+        "from_scratch": dataclasses.replace(
+            config.finetune,
+            data=dataclasses.replace(data, tokenizer=pretrained),
+            compress=CompressConfig(),
+            infer=InferConfig(),
+        ),
+    }
+    parts = {name: run(each, folder / name) for name, each in configs.items()}
+    scratch, summary = parts["from_scratch"], parts["pretrain"] | parts["finetune"]
+    for name in ("accuracy", "f1", "mean_squared_error"):
+        if f"finetune.{name}" in scratch:
+            summary[f"finetune.from_scratch_{name}"] = scratch[f"finetune.{name}"]
+    return summary, {name: folder / name for name in configs}
+
+
+def convert(config: ConvertConfig, folder: Path) -> Summary:
+    """Writes a trained model of any source into a folder: as a model of ours, or below it for `transformers`."""
+    bundle = hub.load(config.source, cache=config.cache)
+    # Both appear complete or not at all, so that a run that was killed just after one does not write it again.
+    if config.form == "transformers" and not processes.on_first((folder / "transformers").exists):
+        processes.on_first(lambda: hub.save(folder / "transformers", bundle))
+    if config.form == "workdir" and not processes.on_first((folder / "params").exists):
+        hub.write(folder, bundle)
+    return {
+        "convert.head": bundle.card.head,
+        "convert.parameters": trees.count(bundle.params),
+        "convert.initialised": list(bundle.initialised),
+        "convert.unexpected": list(bundle.unexpected),
+    }
+
+
+def _keep_compiled(cache: str) -> None:
+    """Turns JAX's persistent compilation cache on, unless the environment or the caller has chosen one."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder(cache) / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
