@@ -57,6 +57,7 @@ def prepare(folder: Path) -> None:
     from lepton_jax.config import DataConfig, ModelConfig, TaskConfig
     from lepton_jax.core import rng as rngs
     from lepton_jax.data import batches, shards, splits
+    from lepton_jax.data.rows import encode_examples
     from lepton_jax.models.sizes import SIZES
     from lepton_jax.models.transformer import Transformer, init_params
     from lepton_jax.tasks import make_task
@@ -79,7 +80,7 @@ def prepare(folder: Path) -> None:
         if packed:
             rows: Any = shards.encode_documents(tokenizer, texts, LENGTH)
         else:
-            rows = batches.encode_examples(tokenizer, texts, LENGTH)
+            rows = encode_examples(tokenizer, texts, LENGTH)
         for kind, pack in (("ours", packed), ("others", False)):
             stream = batches.training_batches(rows, ROWS, LENGTH, pack=pack, seed=0, pad_id=tokenizer.pad_id)
             made: dict[str, list[np.ndarray]] = {}

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+_TINY = 1e-30  # below it a power of 1 - p would have no finite gradient
 
-def cross_entropy(logits: Float[Array, "*n classes"], labels: Int[Array, "*n"]) -> Float[Array, "*n"]:
-    """Softmax cross-entropy, in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+
+def cross_entropy(
+    logits: Float[Array, "*n classes"],
+    labels: Int[Array, "*n"],
+    smoothing: float = 0.0,
+    gamma: float = 0.0,
+    weights: Sequence[float] | None = None,
+) -> Float[Array, "*n"]:
+    """Softmax cross-entropy, in nats.
+
+    Args:
+      logits: of each class.
+      labels: the classes.
+      smoothing: share of each target that all classes get alike (Szegedy et al. 2015, arXiv:1512.00567, section 7).
+      gamma: of the focal loss (Lin et al. 2017, arXiv:1708.02002, equation 4): each class's term is multiplied by
+        (1 - p)^gamma of its probability p.
+      weights: by which the loss of a target is multiplied, by its class.
+    """
+    if not (smoothing or gamma or weights):
+        return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+    logs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    # As -expm1, 1 - p is exact, and its power has a gradient, where p is 1 but for rounding.
+    terms = -logs if not gamma else -logs * jnp.maximum(-jnp.expm1(logs), _TINY) ** gamma
+    losses = jnp.take_along_axis(terms, labels[..., None], axis=-1)[..., 0]
+    losses = (1 - smoothing) * losses + smoothing * terms.mean(-1)
+    return losses if weights is None else losses * jnp.asarray(weights, jnp.float32)[labels]
 
 
 def correct(logits: Float[Array, "*n classes"], labels: Int[Array, "*n"]) -> Float[Array, "*n"]:
@@ -22,10 +49,46 @@ def correct(logits: Float[Array, "*n classes"], labels: Int[Array, "*n"]) -> Flo
     return (jnp.sum(logits >= own, axis=-1) == 1).astype(jnp.float32)
 
 
-def binary_cross_entropy(logits: Float[Array, "*n classes"], labels: Int[Array, "*n"]) -> Float[Array, "*n"]:
-    """Sigmoid cross-entropy of each class against the rest, summed over classes, in nats."""
-    targets = jax.nn.one_hot(labels, logits.shape[-1])
-    return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets).sum(-1)
+def binary_cross_entropy(
+    logits: Float[Array, "*n classes"],
+    targets: Float[Array, "*n classes"],
+    smoothing: float = 0.0,
+    gamma: float = 0.0,
+    weights: Sequence[float] | None = None,
+) -> Float[Array, "*n"]:
+    """Sigmoid cross-entropy of each class by itself, summed over classes, in nats.
+
+    Args:
+      logits: of each class.
+      targets: 1 for the classes that apply, 0 for the others.
+      smoothing: draws the targets this share of the way to 1/2.
+      gamma: of the focal loss, see `cross_entropy`; here of "applies" and "does not apply".
+      weights: by which the loss of each class is multiplied.
+    """
+    logits, targets = logits.astype(jnp.float32), targets * (1 - smoothing) + smoothing / 2
+    terms = jnp.zeros_like(logits)
+    for sign, share in ((1.0, targets), (-1.0, 1 - targets)):
+        logs = jax.nn.log_sigmoid(sign * logits)
+        terms -= share * (logs if not gamma else logs * jnp.maximum(-jnp.expm1(logs), _TINY) ** gamma)
+    return terms @ jnp.asarray(weights or (1.0,) * terms.shape[-1], jnp.float32)
+
+
+def balanced(targets: np.ndarray | Sequence[np.ndarray], num_classes: int) -> tuple[float, ...]:
+    """Returns the weight of each class, n / (num_classes * its own n), by which rare classes count as much as others.
+
+    Over the targets themselves their mean is 1, so that a loss is still a mean over targets. A class without any gets 1.
+
+    Args:
+      targets: int classes, where -1 is none, as one array or several; or [n, num_classes] of 0 and 1.
+      num_classes: how many there are.
+    """
+    if isinstance(targets, np.ndarray) and targets.ndim == 2:
+        counts = targets.sum(0)
+    else:
+        known = np.concatenate([np.ravel(each) for each in targets]) if not isinstance(targets, np.ndarray) else targets
+        counts = np.bincount(known[known >= 0], minlength=num_classes)
+    total = counts.sum()
+    return tuple(float(total / (num_classes * count)) if count else 1.0 for count in counts)
 
 
 def squared_error(predictions: Float[Array, "*n"], targets: Float[Array, "*n"]) -> Float[Array, "*n"]:

@@ -15,6 +15,7 @@ from lepton_jax.data.rows import Rows
 from lepton_jax.tasks.classification import Classification
 from lepton_jax.tasks.multi_label import MultiLabel
 from lepton_jax.tasks.regression import Regression
+from lepton_jax.tasks.token_classification import TokenClassification
 
 CONFIG = ModelConfig(
     vocab_size=32, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=24, max_positions=8,
@@ -143,3 +144,40 @@ def test_dropout_follows_the_key_and_is_off_in_evaluation():
 
     assert loss(0, True) == loss(0, True) != loss(1, True)
     assert loss(0, False) == loss(1, False) != loss(0, True)
+
+
+def test_packed_tokens_have_the_loss_and_the_gradients_of_unpacked_ones():
+    draw = np.random.default_rng(2)
+    ids = [draw.integers(5, 32, size).astype(np.int32) for size in draw.integers(1, 8, 12)]
+    rows = Rows(ids, [draw.integers(-1, 3, len(row)).astype(np.int32) for row in ids])
+    model = Transformer(CONFIG, "token_classification", 3)
+    params = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
+
+    def gradient(packed):
+        (batch,) = evaluation_batches(rows, 12, 8, pack=packed, pad_id=0)
+        task = TokenClassification(3, packed, weights=(1.0, 2.0, 0.5))
+        return batch, jax.jit(jax.value_and_grad(lambda p: task.loss(model, p, batch, KEY), has_aux=True))(params)
+
+    (packed, ((loss, metrics), grads)), (alone, ((wanted, expected), wanted_grads)) = gradient(True), gradient(False)
+    assert alone["weight"].sum() == 12 > packed["weight"].sum(), "rows hold several texts"
+    labelled = sum(int((labels >= 0).sum()) for labels in rows.labels)
+    assert metrics["weight"] == expected["weight"] == labelled < sum(map(len, ids))
+    np.testing.assert_allclose([loss, metrics["accuracy"]], [wanted, expected["accuracy"]], rtol=1e-5)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads)) > 1e-2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), grads, wanted_grads)
+
+
+def test_tokens_equal_numpy_on_the_models_logits():
+    batch = make_batch()
+    labels = np.where(np.asarray(batch["attention_mask"]) > 0, np.asarray(batch["token_ids"]) % 4 - 1, -1)
+    model = Transformer(CONFIG, "token_classification", 3)
+    params = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
+    task, batch = TokenClassification(3), {**batch, "labels": jnp.asarray(labels, jnp.int32)}
+    logits = np.asarray(task.outputs(model, params, batch), np.float64)
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    scored = (labels >= 0) & (np.arange(8)[:, None] < 6)
+    losses = -np.take_along_axis(logs, np.maximum(labels, 0)[..., None], axis=-1)[..., 0][scored]
+    loss, metrics = task.loss(model, params, batch, KEY)
+    np.testing.assert_allclose(loss, losses.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["accuracy"], (logits.argmax(-1) == labels)[scored].mean(), rtol=1e-6)
+    assert metrics["weight"] == scored.sum() < (labels >= 0).sum()

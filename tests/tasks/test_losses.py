@@ -9,29 +9,64 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_jax.tasks.losses import binary_cross_entropy, correct, cross_entropy, squared_error, weighted_mean
+from lepton_jax.tasks.losses import (
+    balanced,
+    binary_cross_entropy,
+    correct,
+    cross_entropy,
+    squared_error,
+    weighted_mean,
+)
 
 LOGITS = np.random.default_rng(0).normal(0, 4, (5, 3)).astype(np.float32)
 LABELS = np.array([0, 1, 2, 2, 0], np.int32)
+SETS = np.array([[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]], np.float32)
+TARGETS = {cross_entropy: LABELS, binary_cross_entropy: SETS}
+OPTIONS = [
+    {}, {"smoothing": 0.1}, {"gamma": 2.0}, {"gamma": 0.5}, {"weights": (0.5, 2.0, 3.0)},
+    {"smoothing": 0.2, "gamma": 1.5, "weights": (0.5, 2.0, 3.0)},
+]  # fmt: skip
 
 
-def slow_cross_entropy(logits, label):
-    return math.log(sum(math.exp(z) for z in logits)) - logits[label]
+def slow_cross_entropy(logits, label, smoothing=0.0, gamma=0.0, weights=(1.0,) * 3):
+    total = sum(math.exp(z) for z in logits)
+    terms = [-math.log(math.exp(z) / total) * (1 - math.exp(z) / total) ** gamma for z in logits]
+    return weights[label] * ((1 - smoothing) * terms[label] + smoothing * sum(terms) / len(terms))
 
 
-def slow_binary_cross_entropy(logits, label):
-    probabilities = [1 / (1 + math.exp(-z)) for z in logits]
-    return -sum(math.log(p if index == label else 1 - p) for index, p in enumerate(probabilities))
+def slow_binary_cross_entropy(logits, targets, smoothing=0.0, gamma=0.0, weights=(1.0,) * 3):
+    loss = 0.0
+    for z, target, weight in zip(logits, targets, weights, strict=True):
+        p, share = 1 / (1 + math.exp(-z)), target * (1 - smoothing) + smoothing / 2
+        loss -= weight * share * math.log(p) * (1 - p) ** gamma
+        loss -= weight * (1 - share) * math.log(1 - p) * p**gamma
+    return loss
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(
     ("loss", "slow"), [(cross_entropy, slow_cross_entropy), (binary_cross_entropy, slow_binary_cross_entropy)]
 )
-def test_classification_losses_equal_a_slow_reference(loss, slow):
-    expected = [slow(row, label) for row, label in zip(LOGITS.astype(np.float64).tolist(), LABELS, strict=True)]
-    found = loss(jnp.asarray(LOGITS), jnp.asarray(LABELS))
+def test_classification_losses_equal_a_slow_reference(loss, slow, options):
+    targets = TARGETS[loss]
+    expected = [slow(row, target, **options) for row, target in zip(LOGITS.astype(np.float64), targets, strict=True)]
+    found = loss(jnp.asarray(LOGITS), jnp.asarray(targets), **options)
     assert found.shape == (5,) and found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+    if options:
+        assert np.abs(found - loss(LOGITS, targets)).max() > 1e-2
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = np.array([0, 0, 0, 2, 2, 1, 0, 2], np.int32)
+    found = balanced(labels, 3)
+    np.testing.assert_allclose(found, compute_class_weight("balanced", classes=np.arange(3), y=labels))
+    assert np.mean([found[label] for label in labels]) == pytest.approx(1.0)
+    tokens = [np.array([-1, 0, 0, 0, 2, -1]), np.array([2, 1, 0, 2, -1])]
+    assert balanced(tokens, 3) == found and balanced(labels, 4)[3] == 1.0
+    np.testing.assert_allclose(balanced(np.eye(3)[labels], 3), found)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -50,7 +85,7 @@ def test_correct_is_the_label_with_the_largest_logit_and_no_tie(dtype):
 
 
 def test_softmax_and_sigmoid_losses_differ():
-    assert np.abs(cross_entropy(LOGITS, LABELS) - binary_cross_entropy(LOGITS, LABELS)).max() > 0.1
+    assert np.abs(cross_entropy(LOGITS, LABELS) - binary_cross_entropy(LOGITS, np.eye(3)[LABELS])).max() > 0.1
 
 
 def test_squared_error_equals_a_slow_reference():
@@ -62,17 +97,19 @@ def test_squared_error_equals_a_slow_reference():
 @pytest.mark.parametrize("loss", [cross_entropy, binary_cross_entropy, squared_error])
 def test_half_precision_logits_are_computed_in_float32(loss):
     half = jnp.asarray(LOGITS, jnp.bfloat16)
-    logits, labels = (half[:, 0], jnp.asarray(LABELS, jnp.bfloat16)) if loss is squared_error else (half, LABELS)
+    logits, labels = (half[:, 0], jnp.asarray(LABELS, jnp.bfloat16)) if loss is squared_error else (half, TARGETS[loss])
     found = loss(logits, labels)
     assert found.dtype == jnp.float32
     np.testing.assert_array_equal(found, loss(logits.astype(jnp.float32), labels))
     assert np.abs(found - found.astype(jnp.bfloat16).astype(jnp.float32)).max() > 1e-4, "bfloat16 would differ"
 
 
+@pytest.mark.parametrize("options", [{}, {"gamma": 0.5}, {"gamma": 2.0, "smoothing": 0.1}], ids=str)
 @pytest.mark.parametrize("loss", [cross_entropy, binary_cross_entropy])
-def test_extreme_logits_stay_finite(loss):
-    logits = jnp.asarray([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]])
-    values, gradient = jax.value_and_grad(lambda x: jnp.sum(loss(x, jnp.asarray([0, 0]))))(logits)
+def test_extreme_logits_stay_finite(loss, options):
+    logits = jnp.asarray([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [30.0, -30.0, -40.0]])
+    targets = jnp.asarray([0, 0, 0]) if loss is cross_entropy else jnp.asarray([[1.0, 0, 0]] * 3)
+    values, gradient = jax.value_and_grad(lambda x: jnp.sum(loss(x, targets, **options)))(logits)
     assert math.isfinite(values) and values >= 1e4 and bool(jnp.all(jnp.isfinite(gradient)))
 
 
