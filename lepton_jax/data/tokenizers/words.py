@@ -7,6 +7,7 @@ word of its own; a suffix, a digit, a byte of a character, or a letter after pun
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 from collections.abc import Iterable
 from typing import Literal
@@ -39,11 +40,19 @@ def _starts(piece: str, mark: Mark) -> bool:
 
 def _alone(text: str) -> bool:
     """Whether the first character is no letter, digit or accent of a script with spaces between words."""
-    if not text:
-        return False
-    if unicodedata.category(text[0])[0] not in "LMN":
-        return True
-    return unicodedata.name(text[0], "").startswith(_UNSPACED)
+    return bool(text) and not joins(text[0])
+
+
+@functools.lru_cache(maxsize=65536)
+def joins(character: str) -> bool:
+    """Whether a character is a letter, digit or accent of a script with spaces between words."""
+    return unicodedata.category(character)[0] in "LMN" and not unspaced(character)
+
+
+@functools.lru_cache(maxsize=65536)
+def unspaced(character: str) -> bool:
+    """Whether a character is of a script without spaces between words."""
+    return unicodedata.name(character, "").startswith(_UNSPACED)
 
 
 def _byte_alphabet() -> dict[str, int]:
