@@ -10,8 +10,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from lepton_jax.core.errors import UserError
-from lepton_jax.data import sources
-from lepton_jax.data.sources import Examples, load, numeric_labels, own_splits, split_spec
+from lepton_jax.data import tfds_sets
+from lepton_jax.data.sources import load, split_spec
+from lepton_jax.data.tfds_sets import own_splits
 
 
 class ToyReviews(tfds.core.GeneratorBasedBuilder):
@@ -123,6 +124,7 @@ BAD_FILES = {
     "labels of text": ("text:{dir}/a", {"a": "words"}, "text:{dir}/a: plain text has no labels"),
     "JSON": ("jsonl:{dir}/a", {"a": GOOD + '\n{"text": '}, "{dir}/a:2: not valid JSON (Expecting value"),
     "JSON list": ("jsonl:{dir}/a", {"a": "[1]"}, "{dir}/a:1: must be a JSON object such as"),
+    "CoNLL": ("conll:{dir}/a", {"a": "He O\nsaw\n"}, "{dir}/a:2: one column; a line must have a word and its tag"),
     "JSON value": ("jsonl:{dir}/a", {"a": '{"text": ["x"], "label": 1}'}, "{dir}/a:1: 'text' must be a string"),
     "surrogate": ("jsonl:{dir}/a", {"a": '{"text": "\\ud800", "label": 1}'}, "{dir}/a:1: 'text' holds half of a"),
     "JSON label": (
@@ -167,11 +169,95 @@ def test_may_be_empty(tmp_path):
     assert len(examples) == 0 and examples.dropped == {"no label": 1}
 
 
-def test_numeric_labels():
-    assert numeric_labels(Examples(["a", "b"], ["1", "-2.5e0"])) == [1.0, -2.5]
-    for label in ("good", "nan", "inf", ""):
-        with pytest.raises(UserError, match=f"label '{label}' of the text 'b': regression needs a finite number"):
-            numeric_labels(Examples(["a", "b"], ["1", label]))
+def jsonl(folder, *rows):
+    return f"jsonl:{write(folder, 'rows.jsonl', chr(10).join(json.dumps(row) for row in rows))}"
+
+
+def test_numbers_are_finite(tmp_path):
+    spec = jsonl(tmp_path, {"text": "a", "label": 1}, {"text": "b", "label": "-2.5e0"}, {"text": "c", "label": None})
+    examples = load(spec, kind="numbers")
+    assert examples.labels == [1.0, -2.5] and examples.dropped == {"no label": 1}
+    for label in ("good", "nan", "inf", True):
+        spec = jsonl(tmp_path, {"text": "a", "label": 1}, {"text": "b", "label": label})
+        with pytest.raises(UserError, match=r"rows\.jsonl:2: 'label' is .* regression needs a finite number"):
+            load(spec, kind="numbers")
+
+
+def test_sets_are_lists_or_names_with_bars(tmp_path):
+    spec = jsonl(tmp_path, {"text": "a", "label": ["y", "x", "y"]}, {"text": "b", "label": []}, {"text": "c", "label": None})
+    examples = load(spec, kind="sets")
+    assert examples.labels == [("x", "y"), ()] and examples.dropped == {"no label": 1}
+    table = write(tmp_path, "a.csv", "text,label\na,x | y\nb,\n")
+    assert load(f"csv:{table}", kind="sets").labels == [("x", "y"), ()]
+    with pytest.raises(UserError, match=r":1: 'label' must be a list of labels, not dict"):
+        load(jsonl(tmp_path, {"text": "a", "label": {}}), kind="sets")
+
+
+@pytest.mark.parametrize("label", [
+    [{"start": 8, "end": 9, "label": "Y"}, {"start": 4, "end": 6, "label": "X"}],
+    [[8, 9, "Y"], [4, 6, "X"]],
+    [[7, 10, "Y"], [3, 7, "X"]],
+])  # fmt: skip
+def test_spans_of_a_text_are_in_order_and_without_spaces(tmp_path, label):
+    examples = load(jsonl(tmp_path, {"text": "  a bc  d ", "label": label}), kind="spans")
+    assert examples.texts == ["a bc  d"] and examples.labels == [((2, 4, "X"), (6, 7, "Y"))]
+
+
+def test_words_with_tags_become_a_text_with_spans(tmp_path):
+    words = {"text": ["He", "saw", "New", "York", "."], "label": ["O", "O", "B-LOC", "I-LOC", "O"]}
+    wanted = (["He saw New York ."], [((7, 15, "LOC"),)])
+    examples = load(jsonl(tmp_path, words), kind="spans")
+    assert (examples.texts, examples.labels) == wanted
+    lines = "-DOCSTART- -X- O\n\nHe PRP O\nsaw VBD O\nNew NNP I-LOC\nYork NNP I-LOC\n. . O\n\t\nAlone O\n"
+    examples = load(f"conll:{write(tmp_path, 'a.conll', lines)}", kind="spans")
+    assert examples.texts == [*wanted[0], "Alone"] and examples.labels == [*wanted[1], ()]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": ["a", "b"], "label": ["O"]}, ":1: 1 tags in 'label', 2 words in 'text'"),
+        ({"text": ["a"], "label": ["X-A"]}, ":1: 'label': tag 'X-A': must be O, or such as B-TYPE or I-TYPE"),
+        ({"text": ["a"], "label": [[0, 1, "X"]]}, ":1: 'label' must be a list of tags, one a word of 'text'"),
+        ({"text": "a", "label": "O"}, """:1: 'label' must be a list of {"start", "end", "label"}, for 'text' is a text"""),
+        ({"text": "abc", "label": [[0, 4, "X"]]}, ":1: 'label': [0, 4) is no part of the text, which has 3 characters"),
+        ({"text": "abc", "label": [[2, 2, "X"]]}, "[2, 2) is no part of the text"),
+        ({"text": "abc", "label": [[0, 2, "X"], [1, 3, "Y"]]}, ":1: 'label': spans overlap at character 1"),
+        ({"text": "abc", "label": [{"start": 0, "label": "X"}]}, "is no {"),
+        ({"text": "abc", "label": [[0, True, "X"]]}, "is no {"),
+    ],
+)  # fmt: skip
+def test_bad_spans_are_one_clear_line(tmp_path, row, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        load(jsonl(tmp_path, row), kind="spans")
+
+
+def test_pairs_are_read_from_their_column(tmp_path):
+    rows = [{"a": "one", "b": "two", "label": 1}, {"a": "", "b": "x", "label": 0}, {"a": " ", "b": "", "label": 0}]
+    examples = load(jsonl(tmp_path, *rows), text="a", pair="b")
+    assert (examples.texts, examples.pairs) == (["one", ""], ["two", "x"]) and examples.dropped == {"no text": 1}
+    with pytest.raises(UserError, match=r"no column 'c'; set data\.pair to one of 'a', 'b', 'label'"):
+        load(jsonl(tmp_path, *rows), text="a", pair="c")
+
+
+def test_parquet_is_read_by_columns(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"text": ["a", None, "c"], "label": [1, 2, None], "tags": [["x"], [], None], "more": [b"", b"", b""]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    examples = load(f"parquet:{tmp_path}/a.parquet")
+    assert (examples.texts, examples.labels) == (["a"], ["1"]) and examples.dropped == {"no text": 1, "no label": 1}
+    assert load(f"parquet:{tmp_path}/a.parquet", label="tags", kind="sets").labels == [("x",)]
+    with pytest.raises(UserError, match=r"no column 'name'; set data\.label to one of 'text', 'label', 'tags', 'more'"):
+        load(f"parquet:{tmp_path}/a.parquet", label="name")
+    write(tmp_path, "b.parquet", "no table")
+    with pytest.raises(UserError, match=r"b\.parquet: not a Parquet file that can be read \(Parquet magic bytes"):
+        load(f"parquet:{tmp_path}/b.parquet")
+
+
+def test_a_line_of_a_megabyte_is_a_text(tmp_path):
+    assert len(load(jsonl(tmp_path, {"text": "word " * 250_000, "label": "x"})).texts[0]) == 1_249_999
 
 
 def test_tfds_set_with_another_text_column_and_hidden_labels(cache):
@@ -196,7 +282,7 @@ def test_a_set_that_another_process_prepares_meanwhile_is_read(tmp_path, monkeyp
         tfds.builder("toy_reviews", data_dir=str(folder), file_format="array_record").download_and_prepare()
         yield
 
-    monkeypatch.setattr(sources, "locked", wait)
+    monkeypatch.setattr(tfds_sets, "locked", wait)
     assert len(load("tfds:toy_reviews", cache=str(tmp_path))) == 6
 
 
