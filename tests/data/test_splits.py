@@ -45,7 +45,9 @@ def test_shares_are_a_function_of_text_and_seed(train, tmp_path):
     splits = load_splits(config, "classes")
     assert_disjoint(splits)
     assert sum(map(len, parts(splits).values())) == 1000
-    assert 70 < len(splits.validation) < 130 and 160 < len(splits.test) < 240
+    assert [Counter(part.labels) for part in parts(splits).values()] == [
+        {"bad": 350, "good": 350}, {"bad": 50, "good": 50}, {"bad": 100, "good": 100}
+    ]  # fmt: skip
     shuffled = rows(1000)
     random.Random(0).shuffle(shuffled)
     other = load_splits(
@@ -103,7 +105,7 @@ def test_texts_without_labels_have_no_conflicts(tmp_path):
 def test_numbers_are_compared_as_numbers(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [("a", "1"), ("a", 1.0), ("b", 1), ("b", 2), ("c", "-3e-1")])
     splits = load_splits(DataConfig(train=path, validation_share=0), "numbers")
-    assert (splits.train.texts, splits.train.labels) == (["a", "c"], ["1.0", "-0.3"])
+    assert (splits.train.texts, splits.train.labels) == (["a", "c"], [1.0, -0.3])
     assert splits.report["train"]["conflicting"] == 2
 
 
@@ -162,7 +164,7 @@ def test_max_examples_are_nested_balanced_and_seeded(tmp_path):
             {},
             "data.train: no example is left (9 read, 0 duplicates, 0 conflicting, 9 overlap)",
         ),
-        (rows(9), None, "numbers", {}, "label 'bad' of the text 'text number 0': regression needs a finite number"),
+        (rows(9), None, "numbers", {}, "train.jsonl:1: 'label' is 'bad', and regression needs a finite number"),
         (rows(9), None, None, {"text": "body"}, "no column 'body'; set data.text to one of 'text', 'label'"),
     ],
 )
@@ -205,3 +207,67 @@ def test_texts_keep_their_source_through_cleaning(tmp_path):
         UserError, match=r"data\.weights=\(1\.0,\): 1 weights, but data\.train names 2 sources; give one"
     ):
         load_splits(dataclasses.replace(config, weights=(1.0,)), None)
+
+
+def test_rare_classes_are_in_every_split_that_they_can_be_in(tmp_path):
+    labels = ["common"] * 200 + ["rare"] * 10 + ["thrice"] * 3 + ["twice"] * 2 + ["once"]
+    path = jsonl(tmp_path / "a.jsonl", [(f"text {row}", label) for row, label in enumerate(labels)])
+    splits = load_splits(DataConfig(train=path, validation_share=0.05, test_share=0.25), "classes")
+    assert Counter(splits.validation.labels) == {"common": 10, "rare": 1, "thrice": 1, "twice": 1}
+    assert Counter(splits.test.labels) == {"common": 50, "rare": 3, "thrice": 1}
+    assert Counter(splits.train.labels) == {"common": 140, "rare": 6, "thrice": 1, "twice": 1, "once": 1}
+    assert splits.labels == ("common", "once", "rare", "thrice", "twice")
+
+
+def test_equal_texts_of_two_classes_stay_together_and_are_counted(tmp_path):
+    doubled = [(f"text {row}", label) for row in range(200) for label in ("x", "y")][:300]
+    path = jsonl(tmp_path / "a.jsonl", [*doubled, *((f"more {row}", "xy"[row % 2]) for row in range(50))])
+    splits = load_splits(DataConfig(train=path, validation_share=0.2), "classes")
+    assert sum(splits.report[name]["conflicting"] for name in ("train", "validation", "test")) == 300
+    assert splits.report["train"]["overlap"] == 0 and all(text.startswith("more") for text in splits.train.texts)
+
+
+def test_pairs_are_equal_when_both_texts_are(tmp_path):
+    lines = [{"text": "a", "pair": f"b {row}", "label": row % 2} for row in range(40)]
+    lines += [{"text": "A", "pair": "B 0", "label": 0}, {"text": "a", "pair": "b  1", "label": 0}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    splits = load_splits(DataConfig(train=f"jsonl:{path}", pair="pair", validation_share=0.25), "classes")
+    counts = [splits.report[name] for name in ("train", "validation")]
+    assert sum(each["duplicates"] for each in counts) == 1 and sum(each["conflicting"] for each in counts) == 2
+    pairs = [set(part.pairs) for part in (splits.train, splits.validation)]
+    assert len(pairs[0]) + len(pairs[1]) == 39 and not pairs[0] & pairs[1] and len(pairs[1]) >= 9
+
+
+def test_sources_out_of_domain_stand_alone_and_leave_train(train, tmp_path):
+    far = jsonl(tmp_path / "far.jsonl", [("far away", "good"), ("Text number 0", "bad"), ("far away", "good")])
+    splits = load_splits(DataConfig(train=train, out_of_domain=far, validation_share=0.1), "classes")
+    assert splits.out_of_domain[far].texts == ["far away", "Text number 0"]
+    assert splits.report["out_of_domain"][far] == {"duplicates": 1, "conflicting": 0, "overlap": 0, "examples": 2}
+    assert "text number 0" not in splits.train.texts + splits.validation.texts
+    assert splits.report["train"]["overlap"] + splits.report["validation"]["overlap"] == 1
+    odd = jsonl(tmp_path / "odd.jsonl", [("x", "ugly")])
+    with pytest.raises(UserError, match=r"odd\.jsonl: 1 rows have the label 'ugly', which no training example has"):
+        load_splits(DataConfig(train=train, out_of_domain=odd), "classes")
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "names"),
+    [
+        ("classes", ["10", "9", "2"], ("2", "9", "10")),
+        ("sets", [["b", "a"], [], ["c"]], ("a", "b", "c")),
+        ("spans", [[[0, 1, "Y"]], [], [[2, 3, "X"]]], ("X", "Y")),
+        ("numbers", [3, 1, 2], ()),
+    ],
+)
+def test_labels_are_named_in_order_and_known_to_train(tmp_path, kind, labels, names):
+    train = jsonl(tmp_path / "a.jsonl", [(f"text {row}", label) for row, label in enumerate(labels)])
+    splits = load_splits(DataConfig(train=train, validation_share=0), kind)
+    assert splits.labels == names and splits.train.sources == [0, 0, 0] and splits.train.source_names == (train,)
+    if kind in ("sets", "spans"):
+        other = jsonl(tmp_path / "b.jsonl", [("new", ["z"] if kind == "sets" else [[0, 1, "z"]])])
+        with pytest.raises(UserError, match=r"data\.test: 1 rows have the label 'z', which no training example has"):
+            load_splits(DataConfig(train=train, validation_share=0, test=other), kind)
+    same = jsonl(tmp_path / "c.jsonl", [("a", labels[1]), ("b", labels[1])])
+    with pytest.raises(UserError, match="every label in the column 'label' is"):
+        load_splits(DataConfig(train=same, validation_share=0), kind)
