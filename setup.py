@@ -36,8 +36,11 @@ setup(
         "protobuf>=5",  # the schema in which SentencePiece keeps its models
         "rich>=13",
         "safetensors>=0.5",
+        "pyarrow>=16",
         "scikit-learn>=1.5",
+        "scipy>=1.13",
         "sentencepiece>=0.2.3",
+        "seqeval>=1.2.2",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9",
         "tokenizers>=0.23.1",

@@ -15,7 +15,7 @@ FLOORS = (
     {"core"},
     {"config", "disk", "chatter", "rendezvous", "positions", "huge_pages"},
     {"processes", "overrides"},
-    {"workdir"},
+    {"workdir", "evaluate"},
     {"manifest"},
     {"models", "data", "optim", "compress", "checkpoint", "report"},
     {"tasks", "hub", "recipes"},

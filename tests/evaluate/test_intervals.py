@@ -1,0 +1,28 @@
+"""The bootstrap: coverage of a known mean, and what varies."""
+
+import numpy as np
+
+from lepton_jax.evaluate.intervals import bounds, interval, resample
+
+
+def test_an_interval_has_the_width_that_statistics_gives_it():
+    values = np.random.default_rng(0).normal(5.0, 2.0, 400)
+    low, high = interval([lambda rows: float(values[rows].mean())], 400)
+    error = values.std() / np.sqrt(400)
+    np.testing.assert_allclose([low, high], [values.mean() - 1.96 * error, values.mean() + 1.96 * error], atol=0.06)
+    assert (low, high) == interval([lambda rows: float(values[rows].mean())], 400)
+    assert (low, high) != interval([lambda rows: float(values[rows].mean())], 400, seed=1)
+
+
+def test_seeds_that_differ_widen_it():
+    right = np.random.default_rng(0).random(300) < 0.8
+    same = [lambda rows: float(right[rows].mean())] * 3
+    shifted = [lambda rows, by=by: float(right[rows].mean()) + by for by in (-0.1, 0.0, 0.1)]
+    widths = [np.diff(interval(runs, 300))[0] for runs in (same, shifted)]
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_values_that_are_not_defined_do_not_count():
+    np.testing.assert_allclose(bounds(np.array([np.nan, *np.linspace(0, 1, 1001)])), (0.025, 0.975))
+    drawn = resample(5, samples=7)
+    assert drawn.shape == (7, 5) and drawn.min() >= 0 and drawn.max() < 5
