@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +17,21 @@ from jax.sharding import Mesh
 
 from lepton_jax import hub, infer, plan, processes, workdir
 from lepton_jax.compress import quantize_int8
-from lepton_jax.config import METRICS, Config
+from lepton_jax.config import LOWER_IS_BETTER, METRICS, Config
 from lepton_jax.core import sharding, trees
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import splits, tokenizers
+from lepton_jax.data.rows import Rows
 from lepton_jax.data.sources import Examples
 from lepton_jax.data.spans import bio_labels
 from lepton_jax.data.tokenizers import Tokenizer
-from lepton_jax.evaluate import calibration, intervals, slices
+from lepton_jax.evaluate import intervals, lines
 from lepton_jax.infer.predictor import Predictor, speedup
-from lepton_jax.stages.assessment import KINDS, Judge, Part, encode, fit_baseline
+from lepton_jax.stages.assessment import KINDS, Judge, Line, Part, encode, measure_baseline, temperature
 from lepton_jax.stages.completion import Summary, complete
 from lepton_jax.stages.training import Trainer
+from lepton_jax.tasks import standard
+from lepton_jax.train.logging import read_metrics
 
 
 def finetune(config: Config, folder: Path, mesh: Mesh) -> tuple[Summary, dict[str, Path]]:
@@ -56,35 +62,36 @@ class _Tuning:
     """What the seeds of a run share: data, tokenizer, the model to start from, compiled programs, the baseline."""
 
     def __init__(self, config: Config, mesh: Mesh):
-        kind = KINDS[config.task.name]
+        self.kind = KINDS[config.task.name]
         with processes.in_turn():
-            self.data = splits.load_splits(config.data, kind)
+            self.data = splits.load_splits(config.data, self.kind)
             source = hub.fetch(config.model.init, config.data.cache) if config.model.init else None
-        names = self.data.labels
-        labels = bio_labels(names) if kind == "spans" else names
-        init = None
+        labels = bio_labels(self.data.labels) if self.kind == "spans" else self.data.labels
+        head, init = plan.head_of(config.task), None
         if source is not None:
-            head = plan.head_of(config.task)
             init = hub.load(source, head, labels, seed=config.train.seed)
         with processes.in_turn():
             tokenizer, self.config = self._start(config, init, mesh)
-            card = plan.make_card(self.config, plan.head_of(config.task), tokenizer, labels)
+            card = plan.make_card(self.config, head, tokenizer, labels)
             card = dataclasses.replace(card, source=init.card.source if init else None)
             self.parts = {
                 name: encode(examples, tokenizer, card) for name, examples in self._examples().items() if len(examples)
             }
+        if self.kind == "numbers":
+            offset, scale = standard(self.parts["train"].rows.labels)
+            card = dataclasses.replace(card, scale=scale, offset=offset)
         self.init = None
         if init is not None:
             self.init = {name: part for name, part in init.params.items() if name not in init.initialised}
             self.init["embeddings"] = _pad_vocabulary(self.init["embeddings"], self.config.model.vocab_size)
-        self.judge = Judge(card)
-        validation = self.parts.get("validation", Part.none())
+        validation = self.parts.get("validation", Part(self.data.validation, Rows([])))
+        judge = Judge(card)
         self.trainer = Trainer(
             self.config, mesh, card, tokenizer,
             {"train": self.parts["train"].rows, "validation": validation.rows},
-            measure=lambda outputs: self.judge.measure(validation, outputs),
+            measure=lambda outputs: judge.measure(validation, outputs),
         )  # fmt: skip
-        self.baseline = None
+        self.held_out = "test" if "test" in self.parts else "validation"
 
     def _examples(self) -> dict[str, Examples]:
         data = self.data
@@ -102,53 +109,141 @@ class _Tuning:
 
     def run(self, folder: Path, seed: int) -> Summary:
         """Trains and evaluates one seed in a folder."""
-        config, trainer, parts = self.config, self.trainer, self.parts
-        bundle = trainer.fit(folder, seed, self.init)
+        bundle = self.trainer.fit(folder, seed, self.init)
+        bundle, outputs = self._calibrated(bundle)
+        hub.describe(folder, bundle.card, bundle.tokenizer)
+        judge, part, found = Judge(bundle.card), self.parts[self.held_out], outputs(self.held_out)
+        summary: Summary = {"finetune.evaluated_on": self.held_out, "finetune.data": self._report()}
+        summary |= _named("finetune", judge.measure(part, found))
+        if self.kind == "classes":
+            majority = Counter(self.data.train.labels or ()).most_common(1)[0][0]
+            summary["finetune.majority_accuracy"] = (part.examples.labels or []).count(majority) / len(part)
+        summary |= _named("finetune.baseline", self.baselines.get(self.held_out, {}), "_")
+        if calibrated := judge.calibration(part, found, 1 / bundle.card.scale):
+            summary["finetune.calibration"] = calibrated
+        summary["finetune.slices"] = judge.slices(part, found)
+        if abroad := [self._abroad(name, judge, outputs(name)) for name in self.data.out_of_domain]:
+            summary["finetune.out_of_domain"] = abroad
+        return summary | self._finish(folder, bundle, judge.predictions(part, found))
 
-        def outputs(name: str) -> list[np.ndarray]:
-            return trainer.outputs(bundle.params, parts[name].rows)
+    def _calibrated(self, bundle: hub.Bundle) -> tuple[hub.Bundle, Callable[[str], list[np.ndarray]]]:
+        """Returns the bundle with the temperature of its scores, and part -> outputs, computed once."""
+        params = bundle.params
+        outputs = functools.cache(lambda name: self.trainer.outputs(params, self.parts[name].rows))
+        if self.kind in ("classes", "sets"):
+            scale = 1 / temperature(self.parts["validation"], outputs("validation"))
+            bundle = dataclasses.replace(bundle, card=dataclasses.replace(bundle.card, scale=scale))
+        return bundle, outputs
 
-        validated = outputs("validation")
-        scale, offset = self.judge.rescale(trainer.task, parts["validation"], validated)
-        card = dataclasses.replace(bundle.card, scale=scale, offset=offset)
-        bundle = dataclasses.replace(bundle, card=card)
-        hub.describe(folder, card, bundle.tokenizer)
-        judge = Judge(card)
+    @functools.cached_property
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """The metrics of a model of word counts, part -> metric -> value; none unless the config asks for it."""
+        if not self.config.evaluate.baseline:
+            return {}
+        return measure_baseline(self.trainer.card, self.parts, [self.held_out, *self.data.out_of_domain])
 
-        held_out = "test" if "test" in parts else "validation"
-        examples = parts[held_out].examples
-        found = validated if held_out == "validation" else outputs(held_out)
-        lines = judge.predictions(parts[held_out], found)
-        figures = judge.measure(parts[held_out], found)
-        figures |= {"evaluated_on": held_out, "data": self.data.report | {"encoded": self._encoded()}}
-        figures["calibration"] = judge.calibration(parts[held_out], found)
-        figures["slices"] = judge.slices(lines)
-        if KINDS[config.task.name] == "classes":
-            counts = np.bincount(parts["train"].rows.labels)  # pyright: ignore[reportArgumentType, reportCallIssue]
-            figures["majority_accuracy"] = float(np.mean(parts[held_out].rows.labels == counts.argmax()))
-        baseline = self._baseline(held_out)
-        figures |= {f"baseline_{name}": value for name, value in baseline.get(held_out, {}).items()}
-        abroad = [
-            {"source": name, "examples": len(each), **judge.measure(parts[name], outputs(name))}
-            | {f"baseline_{metric}": value for metric, value in baseline.get(name, {}).items()}
-            for name, each in self.data.out_of_domain.items()
-        ]
-        figures |= {"out_of_domain": abroad} if abroad else {}
-        summary = {f"finetune.{name}": value for name, value in figures.items() if value is not None}
+    def _abroad(self, name: str, judge: Judge, outputs: list[np.ndarray]) -> dict[str, Any]:
+        part = self.parts[name]
+        found = {metric: value for metric, value in judge.measure(part, outputs).items() if math.isfinite(value)}
+        baseline = {f"baseline_{metric}": value for metric, value in self.baselines.get(name, {}).items()}
+        return {"source": name, "examples": len(part), **found, **baseline}
 
-        # From here on every process does the same on its own; only the files are the first one's.
+    def _report(self) -> dict[str, Any]:
+        """Returns what became of the data: what was read, dropped, and cut to fit into a row."""
+        report = {name: dict(value) for name, value in self.data.report.items()}
+        for name, part in self.parts.items():
+            kept = report[name] if name in report else report["out_of_domain"][name]
+            kept |= part.report
+        return report
+
+    def _finish(self, folder: Path, bundle: hub.Bundle, lines: list[Line]) -> Summary:
+        """Compresses the model if the config says so, writes predictions, and returns the figures of the int8 model."""
+        # Every process does the same on its own; only the files are the first one's.
         bundle = dataclasses.replace(bundle, params=sharding.on_this_process(bundle.params))
-        predictor = Predictor(bundle, "float32", config.infer)
-        if config.compress.method == "int8":
-            int8 = _compress(config, folder / "int8", bundle)
-            smaller, quantised = _compare(predictor, int8, lines, parts[held_out], judge)
-            summary |= {f"int8.{name}": value for name, value in smaller.items()}
-            predictor, lines = int8, quantised
+        predictor, summary = Predictor(bundle, "float32", self.config.infer), {}
         processes.on_first(lambda: _write_lines(folder / "predictions.jsonl", lines))
-        if config.infer.texts:
-            shown = [
-                {"text": text, **_shown(out)}
-                for text, out in zip(config.infer.texts, predictor(config.infer.texts), strict=True)
-            ]
+        if self.config.compress.method == "int8":
+            int8 = _compress(self.config, folder / "int8", bundle)
+            figures, quantised = _compare(predictor, int8, self.parts[self.held_out], lines)
+            processes.on_first(lambda: _write_lines(folder / "int8" / "predictions.jsonl", quantised))
+            summary, predictor = _named("int8", figures), int8
+        if texts := self.config.infer.texts:
+            shown = [{"text": text, **out} for text, out in zip(texts, predictor(texts), strict=True)]
             processes.on_first(lambda: _write_lines(folder / "examples.jsonl", shown))
         return summary
+
+
+def _together(config: Config, summaries: Sequence[Summary], folders: Sequence[Path]) -> Summary:
+    """Returns the figures of several seeds: the mean, standard deviation and 95% interval of each metric."""
+    kind, names = KINDS[config.task.name], METRICS[config.task.name]
+    runs = [workdir.read_jsonl(folder / "predictions.jsonl") for folder in folders]
+    summary: Summary = {name: summaries[0][name] for name in ("finetune.evaluated_on", "finetune.data")}
+    for name, value in summaries[0].items():
+        values = [each.get(name) for each in summaries]
+        if isinstance(value, (int, float)) and name != "wall_seconds" and None not in values:
+            summary[name] = float(np.mean(values))
+            if name.partition(".")[2] in names or name.startswith("int8."):
+                summary[f"{name}_std"] = float(np.std(values, ddof=1))
+    drawn = [lines.figures(kind, run) for run in runs]
+    for name in drawn[0]:
+        bounds = intervals.interval([figures[name] for figures in drawn], len(runs[0]))
+        summary[f"finetune.{name}_interval"] = list(bounds)
+    best = config.checkpoint.best
+    sign = -1 if best in LOWER_IS_BETTER else 1
+    chosen = max(range(len(folders)), key=lambda run: sign * _validated(folders[run], best, sign))
+    seeds = [{"seed": config.train.seed + run, **_own(each)} for run, each in enumerate(summaries)]
+    return summary | {"finetune.best_seed": config.train.seed + chosen, "finetune.seeds": seeds}
+
+
+def _validated(folder: Path, metric: str, sign: int) -> float:
+    """Returns the best value of a validation metric in a run."""
+    values = [line[f"validation/{metric}"] for line in read_metrics(folder) if f"validation/{metric}" in line]
+    return sign * max(sign * value for value in values)
+
+
+def _own(summary: Summary) -> dict[str, Any]:
+    """Returns the figures that a table of seeds shows."""
+    return {
+        name.removeprefix("finetune."): value
+        for name, value in summary.items()
+        if isinstance(value, (int, float)) and not name.startswith(("finetune.baseline", "finetune.majority"))
+    }
+
+
+def _named(group: str, metrics: Mapping[str, float], joint: str = ".") -> Summary:
+    """Returns metrics that are defined under the names of a summary."""
+    return {f"{group}{joint}{name}": value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _pad_vocabulary(embeddings: dict[str, Any], size: int) -> dict[str, Any]:
+    """Returns embeddings whose token table has `size` rows, the new ones 0, see `plan.inherit`."""
+    table = embeddings["token"]
+    return embeddings | {"token": jnp.pad(table, ((0, size - table.shape[0]), (0, 0)))}
+
+
+def _compress(config: Config, folder: Path, bundle: hub.Bundle) -> Predictor:
+    """Writes the int8 model of a float bundle into a folder, and returns the predictor that it loads as."""
+    card = dataclasses.replace(bundle.card, weights="int8", keep_float=config.compress.keep_float)
+    # A run that was killed just after this does not write it again.
+    if not processes.on_first((folder / "params").exists):
+        hub.write(folder, dataclasses.replace(bundle, params=quantize_int8(bundle.params, card.keep_float), card=card))
+    return infer.load(folder, "int8", config.infer)
+
+
+def _compare(
+    predictor: Predictor, int8: Predictor, part: Part, lines: list[Line]
+) -> tuple[dict[str, float], list[Line]]:
+    """Returns the figures of an int8 predictor beside its float original, and its own lines of predictions."""
+    examples, judge = part.examples, Judge(int8.card)
+    outputs = int8.outputs(examples.texts, examples.pairs)
+    figures, quantised = judge.measure(part, outputs), judge.predictions(part, outputs)
+    if judge.kind != "numbers":
+        pairs = zip(lines, quantised, strict=True)
+        figures["agreement"] = float(np.mean([one["prediction"] == other["prediction"] for one, other in pairs]))
+    figures["size_ratio"] = trees.num_bytes(predictor.params) / trees.num_bytes(int8.params)
+    figures["speedup"] = speedup(predictor, int8, examples.texts, examples.pairs)
+    return figures, quantised
+
+
+def _write_lines(path: Path, lines: Sequence[Line]) -> None:
+    workdir.replace_file(path, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
