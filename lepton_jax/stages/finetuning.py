@@ -65,7 +65,7 @@ class _Tuning:
         init = None
         if source is not None:
             head = plan.head_of(config.task)
-            init = hub.load(source, head, labels, seed=config.train.seed)
+            init = hub.load(source, head, labels, config.task.name, seed=config.train.seed)
         with processes.in_turn():
             tokenizer, self.config = self._start(config, init, mesh)
             card = plan.make_card(self.config, plan.head_of(config.task), tokenizer, labels)
