@@ -174,8 +174,8 @@ def make_bundle(corpus: Path, cache: str) -> Callable[..., Any]:
     def make(head: str = "classification", labels: tuple[str, ...] = ("bad", "fair", "good"), **changes: Any) -> Any:
         texts = (corpus / "text.txt").read_text().split("\n\n")
         tokenizer = tokenizers.train(texts, size=400, cache=cache)
-        names = {"masked_lm": "masked_lm", "classification": "classification" if labels else "regression"}
-        task = TaskConfig(name=names[head], loss=changes.pop("loss", "cross_entropy"))
+        name: Any = "regression" if head == "classification" and not labels else head
+        task = TaskConfig(name=changes.pop("task", name))
         config = ModelConfig(
             vocab_size=448, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=48, max_positions=16, **changes
         )

@@ -94,6 +94,7 @@ def ours(folder: str) -> Side:
     from lepton_jax.train.step import make_program
 
     bundle = hub.load(folder, "classification", ("negative", "positive"))
+    start = {name: part for name, part in bundle.params.items() if name not in bundle.initialised}
     settings = dataclasses.replace(bundle.config, dropout=DROPOUT)
     model, task = Transformer(settings, "classification", 2), Classification(2)
     optim = OptimConfig(warmup_steps=WARMUP, beta2=0.999, weight_decay=DECAY, clip_norm=CLIP)
@@ -103,7 +104,7 @@ def ours(folder: str) -> Side:
     outputs = make_outputs(task, model, mesh)
 
     def run(seed: int, training: list[Batch], test: list[Batch]) -> list[np.ndarray]:
-        state = make_state(model, optimizer, optim, mesh, seed, bundle.params)
+        state = make_state(model, optimizer, optim, mesh, seed, start)
         for number, batch in enumerate(training):
             state, metrics = step(state, sharding.put_batch(batch, mesh))
             if number == 0:

@@ -49,6 +49,10 @@ class Card:
     labels: tuple[str, ...] = ()  # of a classifier, in the order of its outputs
     weights: Literal["float32", "int8"] = "float32"
     keep_float: tuple[str, ...] = ()  # of int8 weights: what was not quantised
+    # Scores come from what the head gives, times `scale`, plus `offset`: 1 / temperature of a calibrated classifier
+    # (Guo et al. 2017, arXiv:1706.04599); standard deviation and mean of the numbers that a regressor was trained on.
+    scale: float = 1.0
+    offset: float = 0.0
     # Of a run: how its best checkpoint is told.
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     source: Source | None = None
@@ -73,6 +77,27 @@ class Bundle:
     @property
     def config(self) -> ModelConfig:
         return self.card.model
+
+
+def rescaled(bundle: Bundle, scale: float = 1.0, offset: float = 0.0) -> Bundle:
+    """Returns a bundle of the same scores whose card has this scale and offset: the last layer makes up for it.
+
+    Raises:
+      UserError: that layer has no bias, and the offset changes.
+    """
+    card = bundle.card
+    if (card.scale, card.offset) == (scale, offset):
+        return bundle
+    factor, shift = card.scale / scale, (card.offset - offset) / scale
+    output = {name: leaf * factor for name, leaf in bundle.params["head"]["output"].items()}
+    if shift:
+        if "bias" not in output:
+            raise UserError(
+                f"the last layer of this model has no bias that could hold the offset of its numbers, {card.offset:.6g}"
+            )
+        output["bias"] = output["bias"] + shift
+    params = bundle.params | {"head": bundle.params["head"] | {"output": output}}
+    return dataclasses.replace(bundle, params=params, card=dataclasses.replace(card, scale=scale, offset=offset))
 
 
 def complete(

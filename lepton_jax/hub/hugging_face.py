@@ -18,29 +18,34 @@ from absl import logging
 from jax.sharding import Mesh
 
 from lepton_jax import workdir
-from lepton_jax.config import ModelConfig, TaskConfig
+from lepton_jax.config import ModelConfig
 from lepton_jax.core import sharding, trees
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import tokenizers
-from lepton_jax.hub import tensors
+from lepton_jax.hub import purposes, tensors
 from lepton_jax.hub.bundle import Bundle, Card, Source, complete
 from lepton_jax.hub.families import FAMILIES, Family, Tensor
 from lepton_jax.models.partitioning import RULES
 from lepton_jax.models.transformer import Head, Transformer, abstract_params
 
-LABELLED = ("classification", "token_classification")
 OLD_NAMES = ((".LayerNorm.weight", ".LayerNorm.gamma"), (".LayerNorm.bias", ".LayerNorm.beta"))
 
 
 def load(
-    folder: Path, head: Head | None = None, labels: Sequence[str] = (), mesh: Mesh | None = None, seed: int = 0
+    folder: Path,
+    head: Head | None = None,
+    labels: Sequence[str] = (),
+    task: str | None = None,
+    mesh: Mesh | None = None,
+    seed: int = 0,
 ) -> Bundle:
     """Loads a folder of a family that `families.FAMILIES` has; parameters become float32.
 
     Args:
       folder: has `config.json`, weights, and mostly a tokenizer.
       head: None: the one that `config.json` names; else this one, initialised where the weights lack it.
-      labels: of a classifier with a new head; () takes those of `config.json`.
+      labels, task: what the head is for, see `purposes.choose`. Where that of the weights is for something else, it is
+        initialised too.
       mesh: places each parameter by the model's sharding rules; None: all on the first device.
       seed: of what is initialised.
 
@@ -57,18 +62,18 @@ def load(
     family = FAMILIES[config["model_type"]]
     stored = tensors.open_folder(folder)
     names = _Names(family, stored)
-    if head is None:
-        head = _head(family, config, names, path)
+    head = head or _head(family, config, names, path)
     family.require(head)
+    purpose, fresh = _purpose(family, config, head, labels, task, path)
     try:
         settings = family.read(config, head, str(path))
     except TypeError as error:
         raise UserError(f"{path}: a field has another type than it should ({error})") from None
     _check(settings, path)
-    card = _card(settings, head, config, tuple(labels), path)
+    card = Card(settings, head, purpose.config, settings.max_positions - settings.position_offset, purpose.labels)
     model = Transformer(settings, head, card.num_outputs)
     table = family.tensors(settings, head)
-    params, initialised, missing = _read(model, table, names, mesh, seed, path)
+    params, initialised, missing = _read(model, table, names, {"head"} if fresh else set(), mesh, seed, path)
     used = names.used | {names.find(name) for name in family.buffers}
     for pair in family.aliases.items():
         found = set(map(names.find, pair))
@@ -145,32 +150,36 @@ def _check(model: ModelConfig, path: Path) -> None:
         )
 
 
-def _card(model: ModelConfig, head: Head, config: Mapping[str, Any], labels: tuple[str, ...], path: Path) -> Card:
-    task = TaskConfig(name="causal_lm" if head == "causal_lm" else "masked_lm")
-    if head in LABELLED:
-        named = config.get("id2label") or {number: f"LABEL_{number}" for number in range(config.get("num_labels", 2))}
-        try:
-            if not isinstance(named, dict):
-                raise TypeError(type(named).__name__)
-            known = tuple(str(named[key]) for key in sorted(named, key=int))
-        except (ValueError, TypeError, AttributeError):
-            raise UserError(f"{path}: id2label={named!r}: must map numbers to labels") from None
-        labels = labels or known
-        multi = config.get("problem_type") == "multi_label_classification"
-        task = TaskConfig(name="classification", loss="binary_cross_entropy" if multi else "cross_entropy")
-        if head == "classification" and (len(labels) == 1 or config.get("problem_type") == "regression"):
-            task, labels = TaskConfig(name="regression"), ()
-    return Card(model, head, task, model.max_positions - model.position_offset, labels)
+def _purpose(
+    family: Family, config: Mapping[str, Any], head: Head, labels: Sequence[str], task: str | None, path: Path
+) -> tuple[purposes.Purpose, bool]:
+    """Returns (what the head is to be for, whether it is initialised whatever the weights have).
+
+    Heads of several kinds have tensors of the same names, but a language model's have names of their own.
+    """
+    if head not in purposes.LABELLED:
+        return purposes.choose(head, labels, task, None)[0], False
+    own = None
+    if (config.get("architectures") or [family.heads[head]])[0] == family.heads[head]:
+        own = purposes.read(config, head, str(path))
+    purpose, new = purposes.choose(head, labels, task, own)
+    if own is not None and new:
+        had, wanted = ([one.task, *one.labels] for one in (own, purpose))
+        logging.warning("%s: its head is for %s, a new one for %s is initialised", path, had, wanted)
+    return purpose, new
 
 
 def _read(
-    model: Transformer, table: list[Tensor], names: _Names, mesh: Mesh | None, seed: int, path: Path
+    model: Transformer, table: list[Tensor], names: _Names, fresh: set[str], mesh: Mesh | None, seed: int, path: Path
 ) -> tuple[dict[str, Any], tuple[str, ...], list[str]]:
-    """Returns (parameters, parts of them that are initialised, names of theirs that were missing for those parts)."""
+    """Returns (parameters, parts of them that are initialised, names of theirs that were missing for those parts).
+
+    The parts named in `fresh` are initialised although they may be there.
+    """
     abstract = abstract_params(model)
     where = sharding.shardings(abstract, mesh, RULES) if mesh is not None else None
     missing = {tensor.path: [name for name in _all_names(tensor, abstract) if not names.has(name)] for tensor in table}
-    new = {path.split("/")[0] for path, lacking in missing.items() if lacking}  # parts to be initialised
+    new = fresh | {path.split("/")[0] for path, lacking in missing.items() if lacking}  # parts to be initialised
     if new - {"head", "pooler"}:
         lacking = [name for part, each in missing.items() if not part.startswith(("head/", "pooler/")) for name in each]
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""

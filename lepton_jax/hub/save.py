@@ -15,17 +15,18 @@ from lepton_jax.config import OWN_MODEL_FIELDS, ModelConfig
 from lepton_jax.core import trees
 from lepton_jax.core.errors import UserError
 from lepton_jax.disk import writing
-from lepton_jax.hub import tensors
-from lepton_jax.hub.bundle import Bundle
+from lepton_jax.hub import purposes, tensors
+from lepton_jax.hub.bundle import Bundle, rescaled
 from lepton_jax.hub.families import FAMILIES, Family, Tensor
-from lepton_jax.hub.hugging_face import LABELLED, OLD_NAMES
+from lepton_jax.hub.hugging_face import OLD_NAMES
 
 
 def save(folder: str | Path, bundle: Bundle, shard_bytes: int = 5_000_000_000) -> None:
     """Writes a bundle as a folder that `transformers` loads.
 
     A model that came from such a folder gets its `config.json`, tensor names and dtypes back; a model of ours goes into
-    the first family that can express it.
+    the first family that can express it. The scale and offset of a card go into the last layer of the head, so that
+    `transformers` gives the same scores.
 
     Args:
       folder: must not exist, or be empty; it appears complete or not at all.
@@ -33,7 +34,8 @@ def save(folder: str | Path, bundle: Bundle, shard_bytes: int = 5_000_000_000) -
       shard_bytes: of a file; larger models are sharded.
 
     Raises:
-      UserError: there is something in the folder, the weights are not plain arrays, or no family can express the model.
+      UserError: there is something in the folder, the weights are not plain arrays, or no family can express the model
+        or its offset.
     """
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -42,6 +44,7 @@ def save(folder: str | Path, bundle: Bundle, shard_bytes: int = 5_000_000_000) -
         raise UserError(f"a model with {bundle.card.weights} weights cannot be saved for other libraries, only float32")
     family = _family(bundle)
     config = _config(family, bundle)
+    bundle = rescaled(bundle)
     source = bundle.card.source
     prefixed = bundle.card.head not in ("none", "pooler")
     if source is not None:
@@ -98,7 +101,7 @@ def _unused(bundle: Bundle) -> set[str]:
     language = head in ("masked_lm", "causal_lm")
     return {
         *(() if language else ("tied_head", "head_transform", "head_activation")),
-        *(() if head in LABELLED or head == "pooler" else ("pooler", "pooler_activation", "pooling")),
+        *(() if head in purposes.LABELLED or head == "pooler" else ("pooler", "pooler_activation", "pooling")),
         *(() if head not in ("none", "pooler") else ("output_bias",)),
         *(() if model.positions == "rotary" else ("rotary_base",)),
         *(() if model.global_every > 1 else ("local_window", "local_rotary_base")),
@@ -112,16 +115,8 @@ def _config(family: Family, bundle: Bundle) -> dict[str, Any]:
     config: dict[str, Any] = family.write(bundle.config) if card.source is None else dict(card.source.config)
     if config.get("architectures") != [family.heads[card.head]]:
         config["architectures"] = [family.heads[card.head]]
-    if card.head in LABELLED:
-        labels = card.labels or ("LABEL_0",)
-        if config.get("id2label") != {str(number): label for number, label in enumerate(labels)}:
-            config["id2label"] = {str(number): label for number, label in enumerate(labels)}
-            config["label2id"] = {label: number for number, label in enumerate(labels)}
-            config.pop("num_labels", None)
-        if card.task.name == "regression":
-            config["problem_type"] = "regression"
-        elif card.task.loss == "binary_cross_entropy":
-            config["problem_type"] = "multi_label_classification"
+    if card.head in purposes.LABELLED:
+        purposes.write(config, card.head, purposes.Purpose(card.task.name, card.labels))
     return config
 
 

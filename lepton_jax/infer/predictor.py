@@ -129,10 +129,10 @@ def forward(
 ) -> jax.Array:
     """Returns float32 [N, outputs] for int32 [N, T] tokens; pure, so that it can be jitted, lowered and read."""
     out: Any = model.apply({"params": params}, token_ids, attention_mask, packed=False)
-    logits = out["logits"].astype(jnp.float32)
+    logits = out["logits"].astype(jnp.float32) * card.scale + card.offset
     if card.task.name == "regression":
         return logits
-    return jax.nn.softmax(logits) if card.task.loss == "cross_entropy" else jax.nn.sigmoid(logits)
+    return jax.nn.sigmoid(logits) if card.task.name == "multi_label" else jax.nn.softmax(logits)
 
 
 def convert(bundle: hub.Bundle, precision: Precision) -> Any:

@@ -69,7 +69,7 @@ class _Tuning:
         labels = bio_labels(self.data.labels) if self.kind == "spans" else self.data.labels
         head, init = plan.head_of(config.task), None
         if source is not None:
-            init = hub.load(source, head, labels, seed=config.train.seed)
+            init = hub.load(source, head, labels, config.task.name, seed=config.train.seed)
         with processes.in_turn():
             tokenizer, self.config = self._start(config, init, mesh)
             card = plan.make_card(self.config, head, tokenizer, labels)
@@ -82,6 +82,7 @@ class _Tuning:
             card = dataclasses.replace(card, scale=scale, offset=offset)
         self.init = None
         if init is not None:
+            init = hub.rescaled(init, card.scale, card.offset)  # a regressor's head has learnt in other units
             self.init = {name: part for name, part in init.params.items() if name not in init.initialised}
             self.init["embeddings"] = _pad_vocabulary(self.init["embeddings"], self.config.model.vocab_size)
         validation = self.parts.get("validation", Part(self.data.validation, Rows([])))

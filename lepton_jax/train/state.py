@@ -73,8 +73,8 @@ def make_state(
     Args:
       model, optimizer, config, mesh: what the state is for.
       seed: of the run; parameters and steps draw from its named streams.
-      init: trained parameters; the top-level entries that the model has too (embeddings, layers, ...) but for
-        its head are taken from there.
+      init: trained parameters; the top-level entries that the model has too (embeddings, layers, ...) are taken from
+        there, its head among them: whoever has another task leaves that out.
     """
     abstract = abstract_state(model, optimizer, config, mesh)
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -87,7 +87,7 @@ def make_state(
 
     state = jax.jit(initialise, out_shardings=where)(jax.random.key(seed))
     if init is not None:
-        shared = {name: init[name] for name in state.params if name in init and name != "head"}
+        shared = {name: init[name] for name in state.params if name in init}
         # A step donates its state, and the caller's arrays must outlive that. `device_put` alone may share buffers.
         shared = jax.tree.map(jnp.copy, shared)
         placed = jax.tree.map(sharding.place, shared, {name: where.params[name] for name in shared})

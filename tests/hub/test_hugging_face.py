@@ -36,7 +36,8 @@ BERT = ModelConfig(
 
 def bundle(head="masked_lm", labels=(), **changes) -> hub.Bundle:
     config = dataclasses.replace(BERT, **changes)
-    task = TaskConfig(name="classification" if labels else "masked_lm")
+    language = "classification" if labels else "masked_lm"
+    task = TaskConfig(name="token_classification" if head == "token_classification" else language)
     card = hub.Card(config, head, task, config.max_positions, labels)
     model = Transformer(config, head, card.num_outputs)
     return hub.Bundle(model, init_params(model, jax.random.key(0)), None, card)
@@ -199,7 +200,7 @@ def test_a_new_head_on_a_converted_model_is_that_of_its_family(folder, tmp_path)
     assert config["label2id"] == {"O": 0, "B": 1, "I": 2}
     back = hub.load(tmp_path / "again")
     assert back.card.labels == ("O", "B", "I") and same(back.params, loaded.params)
-    with pytest.raises(UserError, match="a token classifier needs labels"):
+    with pytest.raises(UserError, match=r"head='token_classification': a new one needs labels: .*labels\)$"):
         hub.load(tmp_path / "ours", "token_classification")
     with pytest.raises(UserError, match="head='causal_lm': the family bert has none, pooler, masked_lm"):
         hub.load(tmp_path / "ours", "causal_lm")
@@ -208,20 +209,138 @@ def test_a_new_head_on_a_converted_model_is_that_of_its_family(folder, tmp_path)
 @pytest.mark.parametrize(
     ("head", "labels", "config", "task", "outputs"),
     [
-        ("classification", ("no", "yes"), {}, ("classification", "cross_entropy"), 2),
+        ("classification", ("no", "yes"), {}, "classification", 2),
+        ("classification", ("on",), {"problem_type": "multi_label_classification"}, "multi_label", 1),
+        ("token_classification", ("O", "B-A", "I-A"), {}, "token_classification", 3),
         ("classification", ("no", "yes"), {"problem_type": "multi_label_classification"},
-         ("classification", "binary_cross_entropy"), 2),
-        ("classification", ("score",), {}, ("regression", "cross_entropy"), 1),
+         "multi_label", 2),
+        ("classification", ("score",), {}, "regression", 1),
     ],
 )  # fmt: skip
 def test_labels_and_task_come_from_the_config(tmp_path, head, labels, config, task, outputs):
     hub.save(tmp_path / "a", bundle(head, labels))
     edit(tmp_path / "a" / "config.json", **config)
     loaded = hub.load(tmp_path / "a")
-    assert (loaded.card.task.name, loaded.card.task.loss) == task
-    assert loaded.card.labels == (labels if outputs > 1 else ()) and run(loaded)["logits"].shape == (2, outputs)
+    assert loaded.card.task == TaskConfig(name=task) and loaded.card.num_outputs == outputs
+    assert loaded.card.labels == (() if task == "regression" else labels)
+    assert run(loaded)["logits"].shape == ((2, 12, outputs) if head == "token_classification" else (2, outputs))
     hub.save(tmp_path / "b", loaded)
-    assert hub.load(tmp_path / "b").card.task == loaded.card.task
+    assert hub.load(tmp_path / "b").card == loaded.card
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in "ab")
+    assert after == before, "what said so already stays as it was"
+    ours = dataclasses.replace(loaded, card=dataclasses.replace(loaded.card, source=None))
+    hub.save(tmp_path / "c", ours)
+    again = hub.load(tmp_path / "c").card
+    assert (again.task, again.labels) == (loaded.card.task, loaded.card.labels)
+
+
+@pytest.mark.parametrize("form", ["transformers", "workdir"])
+@pytest.mark.parametrize(
+    ("wanted", "task", "kept"),
+    [
+        (("classification",), "multi_label", True),
+        (("classification", ("no", "yes")), "multi_label", True),
+        (("classification", (), "multi_label"), "multi_label", True),
+        (("classification", ("yes", "no")), "multi_label", False),
+        (("classification", ("a", "b", "c")), "multi_label", False),
+        (("classification", ("no", "yes"), "classification"), "classification", False),
+        (("classification", (), "regression"), "regression", False),
+        (("token_classification", ("no", "yes")), "token_classification", False),
+    ],
+)
+def test_a_head_is_kept_where_it_is_for_the_same_task_and_labels(tmp_path, form, wanted, task, kept, caplog):
+    made = bundle("classification", ("no", "yes"))
+    scale = 1.0 if form == "transformers" else 2.0
+    card = dataclasses.replace(made.card, task=TaskConfig(name="multi_label"), scale=scale)
+    made = dataclasses.replace(made, card=card)
+    (hub.save if form == "transformers" else hub.write)(tmp_path / "a", made)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        loaded = hub.load(tmp_path / "a", *wanted, seed=1)
+    own = hub.load(tmp_path / "a")
+    assert loaded.initialised == (() if kept else ("head",)) and loaded.card.task.name == task
+    assert same(loaded.params["layers"], own.params["layers"]) and same(own.params, made.params)
+    if kept:
+        assert same(loaded.params, own.params) and loaded.card == own.card
+    else:
+        kernel = loaded.params["head"]["output"]["kernel"]
+        assert kernel.shape == (32, loaded.card.num_outputs) and (loaded.card.scale, loaded.card.offset) == (1.0, 0.0)
+        assert not np.array_equal(kernel[:, :1], own.params["head"]["output"]["kernel"][:, :1])
+    there = form == "transformers" and not kept and wanted[0] == "classification"
+    assert (f"its head is for ['multi_label', 'no', 'yes'], a new one for ['{task}'" in caplog.text) == there
+
+
+def test_labels_name_the_outputs_of_a_head_that_has_no_names(tmp_path):
+    hub.save(tmp_path / "a", bundle("classification", ("LABEL_0", "LABEL_1")))
+    own, named = hub.load(tmp_path / "a"), hub.load(tmp_path / "a", "classification", ("no", "yes"))
+    assert named.card.labels == ("no", "yes") and same(named.params, own.params) and not named.initialised
+    assert hub.load(tmp_path / "a", "classification", ("no", "yes", "so")).initialised == ("head",)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (("classification",), r"head='classification': a new one needs labels: .*labels\), or task='regression'$"),
+        (("classification", (), "multi_label"), "head='classification': a new one needs labels"),
+        (("classification", ("a",), "regression"), r"labels=\('a',\): a regressor has none"),
+        (("classification", ("a",), "token_classification"),
+         "task='token_classification': the head 'classification' is for 'classification' or 'multi_label' or"),
+        (("masked_lm", (), "causal_lm"), "task='causal_lm': the head 'masked_lm' is for 'masked_lm'$"),
+    ],
+)  # fmt: skip
+def test_a_head_without_a_purpose_is_refused(folder, tmp_path, wanted, message):
+    hub.write(tmp_path / "ours", bundle())
+    for source in (folder, tmp_path / "ours"):
+        with pytest.raises(UserError, match=message):
+            hub.load(source, *wanted)
+
+
+def test_a_new_head_changes_what_the_config_says_it_is_for(tmp_path):
+    hub.save(tmp_path / "a", bundle("classification", ("no", "yes")))
+    edit(tmp_path / "a" / "config.json", problem_type="multi_label_classification")
+    for number, (labels, task, kind) in enumerate([
+        (("no", "yes"), "classification", "single_label_classification"),
+        ((), "regression", None),  # one output says it
+    ]):  # fmt: skip
+        loaded = hub.load(tmp_path / "a", "classification", labels, task)
+        hub.save(tmp_path / str(number), loaded)
+        config = json.loads((tmp_path / str(number) / "config.json").read_text())
+        assert config["problem_type"] == (kind or "regression") and len(config["id2label"]) == loaded.card.num_outputs
+        assert hub.load(tmp_path / str(number)).card.task.name == task
+
+
+@pytest.mark.parametrize(
+    ("labels", "scale", "offset"), [(("a", "b", "c"), 1 / 2.5, 0.0), ((), 3.0, -7.5), (("a", "b"), 1.0, 0.0)]
+)
+def test_scale_and_offset_of_a_card_are_in_the_saved_head(tmp_path, labels, scale, offset):
+    made = bundle("classification", labels)
+    task = TaskConfig(name="classification" if labels else "regression")
+    made = dataclasses.replace(made, card=dataclasses.replace(made.card, task=task, scale=scale, offset=offset))
+    made = dataclasses.replace(made, model=Transformer(made.config, "classification", made.card.num_outputs))
+    made = dataclasses.replace(made, params=init_params(made.model, jax.random.key(0)))
+    made.params["head"]["output"]["bias"] += 0.5
+    hub.save(tmp_path / "a", made)
+    back = hub.load(tmp_path / "a")
+    wanted = run(made)["logits"] * scale + offset
+    assert (np.abs(wanted - run(made)["logits"]).max() > 0.1) == (scale != 1.0)
+    np.testing.assert_allclose(run(back)["logits"], wanted, rtol=1e-5, atol=1e-6)
+    assert (back.card.scale, back.card.offset) == (1.0, 0.0)
+    assert same(back.params, made.params) == (scale == 1.0)
+    again = hub.rescaled(hub.rescaled(made, 2.0, 1.0 if offset else 0.0))
+    np.testing.assert_allclose(run(again)["logits"], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_last_layer_without_a_bias_takes_no_offset(tmp_path):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "n_embd": 32, "n_head": 4}
+    settings = FAMILIES["gpt2"].read({**sizes, "n_layer": 1, "vocab_size": 64, "n_positions": 16}, "classification", "")
+    model = Transformer(settings, "classification", 1)
+    card = hub.Card(settings, "classification", TaskConfig(name="regression"), 16, scale=2.0)
+    made = hub.Bundle(model, init_params(model, jax.random.key(0)), None, card)
+    hub.save(tmp_path / "a", made)
+    np.testing.assert_allclose(run(hub.load(tmp_path / "a"))["logits"], 2 * run(made)["logits"], rtol=1e-5)
+    shifted = dataclasses.replace(made, card=dataclasses.replace(card, offset=3.0))
+    with pytest.raises(UserError, match="the last layer of this model has no bias that could hold the offset"):
+        hub.save(tmp_path / "b", shifted)
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("shape", ["fsdp=8", "fsdp=2,tensor=4", "data=2,fsdp=2,tensor=2"])
@@ -299,6 +418,9 @@ def test_what_this_package_does_not_have_is_refused_by_name(folder, name, change
         (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights"),
         (lambda folder: edit(folder / "config.json", architectures=["BertForSequenceClassification"], id2label=[1]),
          "id2label=.*: must map numbers to labels"),
+        (lambda folder: edit(folder / "config.json", architectures=["BertForSequenceClassification"],
+                             problem_type="regression", num_labels=3),
+         "problem_type='regression' with 3 numbers: not supported, only one"),
     ],
 )  # fmt: skip
 def test_a_damaged_folder_is_refused(folder, harm, message):

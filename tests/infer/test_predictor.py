@@ -51,7 +51,7 @@ def test_one_dict_a_text_with_probabilities(make_predictor):
 
 def test_a_sigmoid_a_class_where_it_was_trained_so(make_predictor):
     texts = make_texts()
-    sigmoid, softmax = make_predictor(loss="binary_cross_entropy").scores(texts), make_predictor().scores(texts)
+    sigmoid, softmax = make_predictor(task="multi_label").scores(texts), make_predictor().scores(texts)
     assert np.all((sigmoid > 0) & (sigmoid < 1)) and np.abs(sigmoid.sum(axis=1) - 1).max() > 0.05
     odds = np.log(sigmoid / (1 - sigmoid))  # the logits, whose softmax the other predictor gives
     np.testing.assert_allclose(jax.nn.softmax(odds), softmax, atol=1e-5)
