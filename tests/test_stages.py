@@ -20,6 +20,7 @@ from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.core.weights import Int8
 from lepton_jax.models.transformer import Transformer
+from lepton_jax.stages import finetuning, training
 from lepton_jax.train import loop
 from lepton_jax.train.logging import read_metrics
 from lepton_jax.workdir import read_json
@@ -76,7 +77,9 @@ def test_a_quickstart_leaves_all_its_files(quickstart):
     assert {path.name for path in (quickstart / "from_scratch").iterdir()} == {*common, "predictions.jsonl"}
     fine = quickstart / "finetune"
     assert {path.name for path in fine.iterdir()} == {*common, "predictions.jsonl", "examples.jsonl", "int8"}
-    assert {path.name for path in (fine / "int8").iterdir()} == {"model.json", "tokenizer", "params"}
+    assert {path.name for path in (fine / "int8").iterdir()} == {
+        "model.json", "tokenizer", "params", "predictions.jsonl"
+    }  # fmt: skip
     for part in ("pretrain", "finetune", "from_scratch"):
         events = list((quickstart / part / "tensorboard").glob("events.out.tfevents.*"))
         assert len(events) == 1 and events[0].stat().st_size > 100
@@ -89,7 +92,7 @@ def test_the_summary_holds_the_figures(quickstart):
     summary = json.loads((quickstart / "summary.json").read_text())
     assert set(REQUIRED) <= set(summary)
     for name, value in summary.items():
-        if not name.endswith((".data", ".evaluated_on")):
+        if not name.endswith((".data", ".evaluated_on", ".calibration", ".slices")):
             assert isinstance(value, (int, float)) and math.isfinite(value), name
     for name in summary:
         if name.endswith(("accuracy", "f1", "agreement")):
@@ -109,8 +112,10 @@ def test_the_figures_are_those_of_the_predictions(quickstart):
     fine = quickstart / "finetune"
     summary, predictions = json.loads((fine / "summary.json").read_text()), lines(fine / "predictions.jsonl")
     assert len(predictions) == summary["finetune.data"]["test"]["examples"] > 20
-    right = np.mean([line["label"] == line["prediction"] for line in predictions])
-    assert summary["int8.accuracy"] == pytest.approx(right)
+    for part, own in (("finetune", predictions), ("int8", lines(fine / "int8" / "predictions.jsonl"))):
+        right = np.mean([line["label"] == line["prediction"] for line in own])
+        assert summary[f"{part}.accuracy"] == pytest.approx(right)
+        assert summary[f"{part}.loss"] == pytest.approx(np.mean([line["loss"] for line in own]))
     texts, labels = [line["text"] for line in predictions], [line["label"] for line in predictions]
     float32, int8 = infer.load(quickstart), infer.load(quickstart, "int8")
     exact, rounded = float32(texts), int8(texts)
@@ -119,7 +124,7 @@ def test_the_figures_are_those_of_the_predictions(quickstart):
     )
     agreement = np.mean([one["label"] == other["label"] for one, other in zip(exact, rounded, strict=True)])
     assert summary["int8.agreement"] == pytest.approx(agreement)
-    assert [out["score"] for out in rounded] == pytest.approx([line["score"] for line in predictions], abs=1e-5)
+    assert [out["score"] for out in exact] == pytest.approx([line["score"] for line in predictions], abs=1e-5)
     assert [out["score"] for out in exact] != [out["score"] for out in rounded]
     counts = {label: labels.count(label) for label in ("bad", "good")}
     assert summary["finetune.majority_accuracy"] == counts["good"] / len(labels) > 0.5  # "good" leads in train
@@ -128,7 +133,7 @@ def test_the_figures_are_those_of_the_predictions(quickstart):
 def test_the_int8_folder_loads_as_what_the_run_measured(quickstart):
     predictor = infer.load(quickstart / "finetune" / "int8", "int8")
     assert isinstance(predictor.params["layers_0"]["feed_forward"]["up"]["kernel"], Int8)
-    line = lines(quickstart / "finetune" / "predictions.jsonl")[0]
+    line = lines(quickstart / "finetune" / "int8" / "predictions.jsonl")[0]
     assert predictor([line["text"]])[0]["score"] == pytest.approx(line["score"], abs=1e-5)
 
 
@@ -227,7 +232,7 @@ def test_a_quickstart_whose_end_was_lost_repeats_no_training(quickstart, tiny_co
     for part in ("pretrain", "finetune", "from_scratch"):  # a run's folder is part of its config
         for file in (folder / part).rglob("*.json"):
             file.write_text(file.read_text().replace(str(quickstart), str(folder)))
-    monkeypatch.setattr(stages, "fit", None)
+    monkeypatch.setattr(training, "fit", None)
     before = contents(folder)
     summary, old = (
         stages.run(resolve(tiny_config("quickstart")), folder),
@@ -256,16 +261,16 @@ def test_a_run_interrupted_again_and_again_gives_the_same_result(quickstart, tin
         loop.fit(*arguments, **keywords, until=6)
         raise Killed
 
-    for name, broken, steps in (
-        ("fit", half, {"6"}),  # in the middle of training
-        ("_compare", stop, {"6", "12"}),  # trained and quantised, the int8 model not yet measured
-        ("_write_predictions", stop, {"6", "12"}),
+    for module, name, broken, steps in (
+        (training, "fit", half, {"6"}),  # in the middle of training
+        (finetuning, "_compare", stop, {"6", "12"}),  # trained and quantised, the int8 model not yet measured
+        (finetuning.readings, "in_short", stop, {"6", "12"}),
     ):
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(stages, name, broken)
+            patch.setattr(module, name, broken)
             run(config, killed, **changes)
         assert steps >= {path.name for path in (killed / "checkpoints").iterdir()} >= {max(steps, key=int)}
-        assert (killed / "int8").exists() == (name != "fit") and not (killed / "summary.json").exists()
+        assert (killed / "int8").exists() == (name == "_compare" or (killed / "int8").exists()) and not (killed / "summary.json").exists()
     resumed = run(config, killed, **changes)
     assert {k: v for k, v in resumed.items() if k not in TIMED} == {k: v for k, v in straight.items() if k not in TIMED}
     assert not differing(hub.load(killed).params, hub.load(tmp_path / "straight").params)
@@ -345,7 +350,8 @@ def test_regression_from_end_to_end(quickstart, tiny_config, corpus, tmp_path):
         tmp_path / "report.html"
     ).read_text()
     error = np.mean([(line["label"] - line["prediction"]) ** 2 for line in predictions])
-    assert summary["int8.mean_squared_error"] == pytest.approx(error, rel=1e-4)
+    assert summary["finetune.mean_squared_error"] == pytest.approx(error, rel=1e-4)
+    assert summary["finetune.mean_squared_error"] != summary["int8.mean_squared_error"]
     out = infer.load(tmp_path, "int8")(["bright sweet", "sour bleak"])
     assert [list(one) for one in out] == [["score"], ["score"]] and all(isinstance(one["score"], float) for one in out)
     assert [line["prediction"] for line in lines(tmp_path / "examples.jsonl")] == pytest.approx(

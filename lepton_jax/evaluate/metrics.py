@@ -41,7 +41,7 @@ def classification(logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarra
         "f1": float(per_class[1]) if classes == 2 else macro,
         "macro_f1": macro,
         "micro_f1": float(metrics.f1_score(labels, predicted, average="micro")),
-        "mcc": float(metrics.matthews_corrcoef(labels, predicted)),
+        "mcc": _defined(lambda: metrics.matthews_corrcoef(labels, predicted)),
         "auroc": _defined(auroc),
     }
 

@@ -17,15 +17,19 @@ from lepton_jax import hub
 from lepton_jax.compress import quantize_int8
 from lepton_jax.config import InferConfig
 from lepton_jax.core.errors import UserError
-from lepton_jax.data.rows import encode_examples
+from lepton_jax.data.rows import Rows, encode_examples
+from lepton_jax.data.spans import Word, words_of
+from lepton_jax.infer import readings
+from lepton_jax.infer.readings import Prediction
 from lepton_jax.models.transformer import Transformer, unstack
 
 Precision = Literal["float32", "bfloat16", "int8"]
-Prediction = dict[str, Any]  # of a classifier: label, score, scores; of a regressor: score
+
+_HEADS = ("classification", "token_classification")
 
 
 def load(folder: str | Path, precision: Precision = "float32", config: InferConfig | None = None) -> Predictor:
-    """Loads the classifier or regressor of a WORKDIR as a predictor.
+    """Loads the trained model of a WORKDIR as a predictor.
 
     Args:
       folder: see `hub.load`.
@@ -40,7 +44,7 @@ def load(folder: str | Path, precision: Precision = "float32", config: InferConf
 
 
 class Predictor:
-    """Predicts texts: `predictor(["a text", ...])`.
+    """Predicts texts: `predictor(["a text", ...])`, or pairs of them: `predictor(texts, pairs)`.
 
     Texts are sorted by length and padded to the smallest bucket that holds them, so that there is one
     executable a bucket and results do not depend on the company a text arrives in.
@@ -49,7 +53,7 @@ class Predictor:
     def __init__(self, bundle: hub.Bundle, precision: Precision = "float32", config: InferConfig | None = None):
         if precision not in ("float32", "bfloat16", "int8"):
             raise UserError(f"precision={precision!r}: must be float32, bfloat16 or int8")
-        if bundle.card.head != "classification":
+        if bundle.card.head not in _HEADS:
             raise UserError(f"the model has the head {bundle.card.head!r} and predicts no labels; fine-tune it first")
         if bundle.card.weights == "int8" and precision != "int8":
             raise UserError(f"the folder holds int8 weights, which load as int8, not as {precision}")
@@ -66,73 +70,99 @@ class Predictor:
         dtype = "bfloat16" if precision == "bfloat16" else "float32"
         self.model = bundle.model.clone(config=dataclasses.replace(bundle.config, dtype=dtype, attention="auto"))
         self.params = unstack(convert(bundle, precision))
-        self.forward: Callable[..., jax.Array] = jax.jit(partial(forward, self.model, self.card))
+        self.forward: Callable[..., jax.Array] = jax.jit(partial(forward, self.model))
 
-    def __call__(self, texts: Sequence[str]) -> list[Prediction]:
-        """Returns one dict a text, in order.
+    def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
+        """Returns one dict a text, or a pair of texts, in order.
 
-        A classifier gives `{"label": str, "score": float, "scores": {label: float}}`, a regressor
-        `{"score": float}`. Scores are probabilities; those of the softmax sum to 1.
+        A classifier gives `{"label": str, "score": float, "scores": {label: float}}`, a multi-label one
+        `{"labels": [str], "scores": {label: float}}` with those above 0.5, a regressor `{"score": float}`, a token
+        classifier `{"entities": [{"start": int, "end": int, "label": str, "score": float, "text": str}]}` with
+        character offsets. Scores of labels are probabilities. What lies beyond the model's length is not looked at.
 
         Raises:
-          UserError: `texts` is one string, or an element is not a string.
+          UserError: `texts` or `pairs` is one string, an element is not a string, or they are not as many.
         """
-        if isinstance(texts, str):
-            raise UserError("predictor(texts): texts must be a sequence of strings, not one string")
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise UserError(f"predictor(texts): texts[{index}] is {type(text).__name__}, not a string")
-        scores = self.scores(texts)
-        if self.card.task.name == "regression":
-            return [{"score": float(row[0])} for row in scores]
-        labels = self.card.labels
-        return [
-            {
-                "label": labels[int(row.argmax())],
-                "score": float(row.max()),
-                "scores": dict(zip(labels, map(float, row), strict=True)),
-            }
-            for row in scores
-        ]
+        outputs, words = self._run(texts, pairs)
+        return readings.read(self.card, outputs, texts, words)
 
-    def scores(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns float32 [len(texts), outputs]: probabilities of the labels, or the regressor's number."""
-        rows = encode_examples(self.tokenizer, texts, self.max_length)
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    def scores(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
+        """Returns float64 [len(texts), C] of a head over whole texts: probabilities of the labels, or the number.
+
+        Raises:
+          UserError: as for a call; or the model classifies tokens.
+        """
+        if self.card.head == "token_classification":
+            raise UserError("predictor.scores(texts): a token classifier has no scores of whole texts; call it instead")
+        outputs, _ = self._run(texts, pairs)
+        return readings.scores(self.card, np.stack(outputs) if outputs else np.zeros((0, self.card.num_outputs)))
+
+    def outputs(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[np.ndarray]:
+        """Returns what the head gives for each text, float32 [C], or [T, C] of its tokens, before `card.scale`."""
+        return self._run(texts, pairs)[0]
+
+    def _run(self, texts: Sequence[str], pairs: Sequence[str] | None) -> tuple[list[np.ndarray], list[list[Word]]]:
+        rows, words = self.encode(texts, pairs)
+        order = np.argsort(rows.lengths, kind="stable").tolist()
         pending = []
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            pending.append((chosen, self.forward(self.params, *self.pad([rows[index] for index in chosen]))))
-        scores = np.zeros((len(rows), self.card.num_outputs), np.float32)
+            pending.append((chosen, self.forward(self.params, *self.pad(rows, chosen))))
+        outputs: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
         for chosen, out in pending:
-            scores[chosen] = np.asarray(out)[: len(chosen)]
-        return scores
+            for row, own in zip(chosen, np.asarray(out), strict=False):
+                outputs[row] = own
+        return outputs, words
 
-    def pad(self, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (token_ids, attention_mask), int32 [N, T]: the rows in their bucket of length and of batch.
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> tuple[Rows, list[list[Word]]]:
+        """Returns texts as rows of tokens, and for a token classifier the words of each."""
+        for name, given in (("texts", texts), ("pairs", pairs)):
+            if isinstance(given, str):
+                raise UserError(f"predictor(texts): {name} must be a sequence of strings, not one string")
+            for index, text in enumerate(given or ()):
+                if not isinstance(text, str):
+                    raise UserError(f"predictor(texts): {name}[{index}] is {type(text).__name__}, not a string")
+        if pairs is not None and len(pairs) != len(texts):
+            raise UserError(f"predictor(texts, pairs): {len(texts)} texts, {len(pairs)} pairs; one each")
+        if pairs is None and self.card.head == "classification":
+            return Rows(encode_examples(self.tokenizer, texts, self.max_length)), []
+        encoded = self.tokenizer.rows(texts, pairs, self.max_length)
+        words = []
+        if self.card.head == "token_classification":
+            words = [words_of(row, text) for row, text in zip(encoded, texts, strict=True)]
+        typed = pairs is not None and self.card.model.type_vocab_size > 1
+        return Rows([row.ids for row in encoded], types=[row.type_ids for row in encoded] if typed else None), words
+
+    def pad(self, rows: Rows, chosen: Sequence[int] | None = None) -> tuple[np.ndarray, ...]:
+        """Returns (token_ids, attention_mask[, token_type_ids]), int32 [N, T]: rows in their bucket of length and batch.
 
         N is the batch size, or for fewer rows the next power of two; filler rows are all padding.
         """
-        longest = max(len(row) for row in rows)
+        chosen = range(len(rows)) if chosen is None else chosen
+        longest = int(rows.lengths[list(chosen)].max())
         length = next(bucket for bucket in self.lengths if bucket >= longest)
-        count = min(self.batch_size, 1 << (len(rows) - 1).bit_length())
-        token_ids = np.full((count, length), self.tokenizer.pad_id, np.int32)
+        count = min(self.batch_size, 1 << (len(chosen) - 1).bit_length())
+        columns = [rows.ids] if rows.types is None else [rows.ids, rows.types]
+        tables = [np.full((count, length), filler, np.int32) for filler in (self.tokenizer.pad_id, 0)[: len(columns)]]
         mask = np.zeros((count, length), np.int32)
-        for index, row in enumerate(rows):
-            token_ids[index, : len(row)] = row
-            mask[index, : len(row)] = 1
-        return token_ids, mask
+        for index, row in enumerate(chosen):
+            for table, column in zip(tables, columns, strict=True):
+                table[index, : len(column[row])] = column[row]
+            mask[index, : len(rows.ids[row])] = 1
+        return tables[0], mask, *tables[1:]
 
 
 def forward(
-    model: Transformer, card: hub.Card, params: Any, token_ids: jax.Array, attention_mask: jax.Array
+    model: Transformer,
+    params: Any,
+    token_ids: jax.Array,
+    attention_mask: jax.Array,
+    token_type_ids: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns float32 [N, outputs] for int32 [N, T] tokens; pure, so that it can be jitted, lowered and read."""
-    out: Any = model.apply({"params": params}, token_ids, attention_mask, packed=False)
-    logits = out["logits"].astype(jnp.float32) * card.scale + card.offset
-    if card.task.name == "regression":
-        return logits
-    return jax.nn.sigmoid(logits) if card.task.name == "multi_label" else jax.nn.softmax(logits)
+    """Returns what the head gives for int32 [N, T] tokens, float32 [N, C] or [N, T, C]; pure, so that it can be jitted,
+    lowered and read."""
+    out: Any = model.apply({"params": params}, token_ids, attention_mask, token_type_ids=token_type_ids, packed=False)
+    return out["logits"].astype(jnp.float32)
 
 
 def convert(bundle: hub.Bundle, precision: Precision) -> Any:
@@ -144,9 +174,16 @@ def convert(bundle: hub.Bundle, precision: Precision) -> Any:
     return bundle.params
 
 
-def speedup(baseline: Predictor, other: Predictor, texts: Sequence[str], repeats: int = 15) -> float:
+def speedup(
+    baseline: Predictor,
+    other: Predictor,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    repeats: int = 15,
+) -> float:
     """Returns median seconds of `baseline` / median seconds of `other` for one full batch, timed by turns."""
-    rows = encode_examples(baseline.tokenizer, texts, baseline.max_length)[: baseline.batch_size]
+    count = baseline.batch_size
+    rows, _ = baseline.encode(texts[:count], None if pairs is None else pairs[:count])
     batch = baseline.pad(rows)
     seconds: dict[int, list[float]] = {0: [], 1: []}
     for turn in range(repeats + 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from lepton_jax.data.sources import Examples
 from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.evaluate import baseline, calibration, metrics
 from lepton_jax.evaluate.slices import by_slice
+from lepton_jax.infer import readings
 
 # What the labels of each task are.
 KINDS: dict[str, Kind] = {
@@ -122,25 +123,16 @@ class Judge:
 
     def predictions(self, part: Part, outputs: Outputs) -> list[Line]:
         """Returns a line an example: text, pair, source, label, prediction, score, loss."""
-        logits, labels = self.logits(outputs), part.rows.labels
+        logits, labels = self.logits(outputs), cast(Any, part.rows.labels)
+        read = [readings.in_short(out) for out in readings.read(self.card, outputs, part.examples.texts, part.words)]
         if self.kind == "spans":
-            found = self._spans(part, logits)
-            guesses: list[Any] = [[list(span[:3]) for span in each] for each in found]
-            scores: list[Any] = [min((span[3] for span in each), default=1.0) for each in found]
             losses = [loss / max(count, 1) for loss, count in zip(*self._token_losses(part, logits), strict=True)]
         elif self.kind == "classes":
-            assert isinstance(labels, np.ndarray)
-            probabilities = metrics.softmax(logits)
-            guesses = [self.card.labels[number] for number in logits.argmax(1)]
-            scores, losses = probabilities.max(1).tolist(), metrics.classification_losses(logits, labels).tolist()
+            losses = metrics.classification_losses(logits, labels).tolist()
         elif self.kind == "sets":
-            assert isinstance(labels, np.ndarray)
-            guesses = [[name for name, z in zip(self.card.labels, row, strict=True) if z > 0] for row in logits]
-            scores = (1 / (1 + np.exp(-np.abs(logits)))).min(1).tolist()
             losses = metrics.multi_label_losses(logits, labels).tolist()
         else:
-            guesses = scores = logits[:, 0].tolist()
-            losses = ((logits[:, 0] - np.asarray(labels)) ** 2).tolist()
+            losses = ((logits[:, 0] - labels) ** 2).tolist()
         examples = part.examples
         lines = []
         for number, (text, label) in enumerate(zip(examples.texts, examples.labels or (), strict=True)):
@@ -149,10 +141,8 @@ class Judge:
                 line["pair"] = examples.pairs[number]
             if examples.sources is not None and len(examples.source_names) > 1:
                 line["source"] = examples.source_names[examples.sources[number]]
-            lines.append(
-                line
-                | {"label": label, "prediction": guesses[number], "score": scores[number], "loss": losses[number]}
-            )
+            guess, score = read[number]
+            lines.append(line | {"label": label, "prediction": guess, "score": score, "loss": losses[number]})
         return lines
 
     def calibration(self, part: Part, outputs: Outputs, temperature: float) -> dict[str, Any] | None:

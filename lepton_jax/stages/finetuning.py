@@ -26,6 +26,7 @@ from lepton_jax.data.sources import Examples
 from lepton_jax.data.spans import bio_labels
 from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.evaluate import intervals, lines
+from lepton_jax.infer import readings
 from lepton_jax.infer.predictor import Predictor, speedup
 from lepton_jax.stages.assessment import KINDS, Judge, Line, Part, encode, measure_baseline, temperature
 from lepton_jax.stages.completion import Summary, complete
@@ -169,7 +170,10 @@ class _Tuning:
             processes.on_first(lambda: _write_lines(folder / "int8" / "predictions.jsonl", quantised))
             summary, predictor = _named("int8", figures), int8
         if texts := self.config.infer.texts:
-            shown = [{"text": text, **out} for text, out in zip(texts, predictor(texts), strict=True)]
+            shown = [
+                dict(zip(("text", "prediction", "score"), (text, *readings.in_short(out)), strict=True))
+                for text, out in zip(texts, predictor(texts), strict=True)
+            ]
             processes.on_first(lambda: _write_lines(folder / "examples.jsonl", shown))
         return summary
 

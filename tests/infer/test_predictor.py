@@ -14,6 +14,7 @@ from lepton_jax.compress import quantize_int8
 from lepton_jax.config import InferConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.core.weights import Int8
+from lepton_jax.data.rows import Rows
 from lepton_jax.infer import Predictor
 from lepton_jax.infer.predictor import speedup
 
@@ -72,7 +73,7 @@ def test_a_result_depends_on_neither_order_nor_company_nor_bucket(make_bundle, m
     texts, predictor = make_texts(), make_predictor(precision)
     together = predictor.scores(texts)
     assert np.ptp(together, axis=0).min() > 3 * tolerance, "texts must differ"
-    assert {predictor.pad([np.zeros(length)])[0].shape[1] for length in (2, 5, 9)} == {4, 8, 16}
+    assert {predictor.pad(Rows([np.zeros(length, np.int32)]))[0].shape[1] for length in (2, 5, 9)} == {4, 8, 16}
     np.testing.assert_allclose(predictor.scores(texts[::-1])[::-1], together, atol=tolerance)
     alone = np.concatenate([predictor.scores([text]) for text in texts])
     np.testing.assert_allclose(alone, together, atol=tolerance)
@@ -83,9 +84,9 @@ def test_a_result_depends_on_neither_order_nor_company_nor_bucket(make_bundle, m
 
 def test_few_programs_serve_many_sizes(make_predictor):
     predictor, rows = make_predictor(), [np.arange(5, 5 + length) for length in range(2, 17)]
-    shapes = {predictor.pad(rows[first : first + count])[0].shape for first in range(15) for count in range(1, 5)}
+    shapes = {predictor.pad(Rows(rows[first : first + count]))[0].shape for first in range(15) for count in range(1, 5)}
     assert shapes == {(count, length) for count in (1, 2, 4) for length in (4, 8, 16)}
-    token_ids, mask = predictor.pad([rows[0], rows[3], rows[1]])
+    token_ids, mask = predictor.pad(Rows(rows), [0, 3, 1])
     assert mask.sum(axis=1).tolist() == [2, 5, 3, 0] and token_ids.shape == mask.shape == (4, 8)
     assert token_ids[1].tolist() == [5, 6, 7, 8, 9, 0, 0, 0] and not token_ids[3].any()
 
@@ -130,12 +131,12 @@ def test_what_is_no_list_of_texts_is_refused(make_predictor, texts, message):
 def test_bfloat16_is_close_and_really_bfloat16(make_bundle, make_predictor):
     texts, exact, half = make_texts(), make_predictor(), make_predictor("bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
-    lowered = half.forward.lower(half.params, *half.pad([np.arange(5, 9)])).as_text()
+    lowered = half.forward.lower(half.params, *half.pad(Rows([np.arange(5, 9)]))).as_text()
     products = [line for line in lowered.splitlines() if "dot_general" in line]
     assert products and all(line.count("xbf16>") >= 2 for line in products)
     assert {leaf.dtype for leaf in jax.tree.leaves(exact.params)} == {jnp.dtype("float32")}
     difference = np.abs(exact.scores(texts) - half.scores(texts)).max()
-    assert 1e-4 < difference < 0.05 and half.scores(texts).dtype == np.float32
+    assert 1e-4 < difference < 0.05 and half.outputs(texts)[0].dtype == np.float32
 
 
 def test_int8_on_load_equals_int8_written(make_bundle, make_predictor, tmp_path):
