@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -105,7 +106,7 @@ def parse_spans(where: str, columns: Columns, text: Any, label: Any) -> tuple[st
         raise UserError(f'{where}: {columns.label!r} must be a list of {{"start", "end", "label"}}, for '
                         f"{columns.text!r} is a text")  # fmt: skip
     spans = sorted(_span(where, columns.label, each, whole) for each in label)
-    for (_, end, _), (start, _, _) in zip(spans, spans[1:], strict=False):
+    for (_, end, _), (start, _, _) in itertools.pairwise(spans):
         if start < end:
             raise UserError(f"{where}: {columns.label!r}: spans overlap at character {start}")
     return whole.strip(), tuple((start - shift, end - shift, name) for start, end, name in spans)
@@ -120,6 +121,7 @@ def _span(where: str, column: str, value: Any, text: str) -> Span:
         raise UserError(f'{where}: {column!r}: {str(value)[:60]} is no {{"start": int, "end": int, "label": str}}')
     start, end, name = value
     if not 0 <= start < end <= len(text) or not text[start:end].strip():
-        raise UserError(f"{where}: {column!r}: [{start}, {end}) is no part of the text, which has {len(text)} characters")
+        raise UserError(f"{where}: {column!r}: [{start}, {end}) is no part of the text, which has {len(text)} "
+                        f"characters")  # fmt: skip
     inner = text[start:end]
     return start + len(inner) - len(inner.lstrip()), end - len(inner) + len(inner.rstrip()), name

