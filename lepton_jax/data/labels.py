@@ -9,6 +9,7 @@ spans     with a text: a list of {"start", "end", "label"} or [start, end, label
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -105,7 +106,7 @@ def parse_spans(where: str, columns: Columns, text: Any, label: Any) -> tuple[st
         raise UserError(f'{where}: {columns.label!r} must be a list of {{"start", "end", "label"}}, for '
                         f"{columns.text!r} is a text")  # fmt: skip
     spans = sorted(_span(where, columns.label, each, whole) for each in label)
-    for (_, end, _), (start, _, _) in zip(spans, spans[1:], strict=False):
+    for (_, end, _), (start, _, _) in itertools.pairwise(spans):
         if start < end:
             raise UserError(f"{where}: {columns.label!r}: spans overlap at character {start}")
     return whole.strip(), tuple((start - shift, end - shift, name) for start, end, name in spans)
