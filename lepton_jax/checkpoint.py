@@ -37,7 +37,7 @@ import orbax.checkpoint as ocp
 import lepton_jax.chatter  # noqa: F401
 from lepton_jax import manifest as manifests
 from lepton_jax import processes
-from lepton_jax.config import CheckpointConfig
+from lepton_jax.config import LOWER_IS_BETTER, CheckpointConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.disk import failed_write, writing
 from lepton_jax.manifest import DamagedError
@@ -148,7 +148,7 @@ class Checkpoints:
         Raises:
           UserError: a damaged manifest.
         """
-        sign = 1 if self._config.best == "loss" else -1
+        sign = 1 if self._config.best in LOWER_IS_BETTER else -1
         scores = {}
         for step in self.steps():
             metrics = manifests.read(self._folder / str(step), self._advice(step))["metrics"] or {}
