@@ -172,6 +172,11 @@ class CheckpointConfig:
     keep: int = number(1, 1)  # newest checkpoints kept; the best one is kept besides
     best: str = ""  # the validation metric that says which one is best, of METRICS; empty: that of MAIN_METRICS
 
+    @property
+    def metric(self) -> str:
+        """The name of that metric; of a section by itself, without a task, the loss."""
+        return self.best or "loss"
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:

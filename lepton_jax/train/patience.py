@@ -20,7 +20,7 @@ class Patience:
 
     def __init__(self, config: Config, workdir: Path, step: int):
         """Takes up what was measured in `workdir` up to a step, from which training goes on."""
-        self._name, self._limit = config.checkpoint.best, config.evaluate.patience
+        self._name, self._limit = config.checkpoint.metric, config.evaluate.patience
         self._workdir = workdir
         self.start(step)
 
