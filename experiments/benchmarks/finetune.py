@@ -57,7 +57,9 @@ def prepare(folder: Path) -> str:
         return Rows(encode_examples(tokenizer, examples.texts, LENGTH), targets)
 
     def write(name: str, made: list[Batch]) -> None:
-        arrays: dict[str, Any] = {f"{number}/{key}": value for number, batch in enumerate(made) for key, value in batch.items()}
+        arrays: dict[str, Any] = {
+            f"{number}/{key}": value for number, batch in enumerate(made) for key, value in batch.items()
+        }
         np.savez(folder / f"{name}.npz", **arrays)
 
     train = rows_of(data.train)
@@ -98,7 +100,9 @@ def ours(folder: str) -> Side:
     settings = dataclasses.replace(bundle.config, dropout=DROPOUT)
     model, task = Transformer(settings, "classification", 2), Classification(2)
     optim = OptimConfig(warmup_steps=WARMUP, beta2=0.999, weight_decay=DECAY, clip_norm=CLIP)
-    config = Config(model=settings, optim=optim, train=TrainConfig(steps=STEPS.value, batch_size=ROWS, learning_rate=RATE))
+    config = Config(
+        model=settings, optim=optim, train=TrainConfig(steps=STEPS.value, batch_size=ROWS, learning_rate=RATE)
+    )
     mesh = sharding.make_mesh("data=1")
     step, _, optimizer = make_program(config, mesh, task, model)
     outputs = make_outputs(task, model, mesh)
@@ -125,14 +129,20 @@ def pytorch(folder: str) -> Side:
         options = {"num_labels": 2, "hidden_dropout_prob": DROPOUT, "attention_probs_dropout_prob": 0.0}
         model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, **options).train()
         spared = [value for name, value in model.named_parameters() if name.endswith("bias") or "LayerNorm" in name]
-        others = [value for name, value in model.named_parameters() if not (name.endswith("bias") or "LayerNorm" in name)]
+        others = [
+            value for name, value in model.named_parameters() if not (name.endswith("bias") or "LayerNorm" in name)
+        ]
         groups = [{"params": others, "weight_decay": DECAY}, {"params": spared, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, RATE)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / WARMUP, (STEPS.value - step) / (STEPS.value - WARMUP))
         )
         for number, batch in enumerate(training):
-            inputs = {"input_ids": batch["token_ids"], "attention_mask": batch["attention_mask"], "labels": batch["labels"]}
+            inputs = {
+                "input_ids": batch["token_ids"],
+                "attention_mask": batch["attention_mask"],
+                "labels": batch["labels"],
+            }
             optimizer.zero_grad(set_to_none=True)
             model(**{name: torch.from_numpy(value).long() for name, value in inputs.items()}).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -188,7 +198,9 @@ def main(argv: list[str]) -> None:
             found = peers.ask(side, python, str(Path(argv[0]).resolve()), *flags_)
             each = ", ".join(f"{value:.1%}" for value in found["accuracy"])
             mean, deviation = 100 * np.mean(found["accuracy"]), 100 * np.std(found["accuracy"], ddof=SEEDS.value > 1)
-            print(f"| {side} | {mean:.1f}% +- {deviation:.1f} | {each} | {found['seconds']:.0f} | {found['first']:.1f} |")
+            print(
+                f"| {side} | {mean:.1f}% +- {deviation:.1f} | {each} | {found['seconds']:.0f} | {found['first']:.1f} |"
+            )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """What a row's cells mean: a text or two, and a label of one of four kinds.
 
-    classes   a name; a number or a truth value is kept as its string
-    sets      a list of names, or in a table names with | between them; none of them is a label too
-    numbers   a finite number
-    spans     with a text: a list of {"start", "end", "label"} or [start, end, label], character offsets, end exclusive;
-              with a list of words in place of the text: a list of their tags, such as B-PER, I-PER, O
+classes   a name; a number or a truth value is kept as its string
+sets      a list of names, or in a table names with | between them; none of them is a label too
+numbers   a finite number
+spans     with a text: a list of {"start", "end", "label"} or [start, end, label], character offsets, end exclusive;
+          with a list of words in place of the text: a list of their tags, such as B-PER, I-PER, O
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ def _span(where: str, column: str, value: Any, text: str) -> Span:
         raise UserError(f'{where}: {column!r}: {str(value)[:60]} is no {{"start": int, "end": int, "label": str}}')
     start, end, name = value
     if not 0 <= start < end <= len(text) or not text[start:end].strip():
-        raise UserError(f"{where}: {column!r}: [{start}, {end}) is no part of the text, which has {len(text)} "
-                        f"characters")  # fmt: skip
+        raise UserError(
+            f"{where}: {column!r}: [{start}, {end}) is no part of the text, which has {len(text)} characters"
+        )
     inner = text[start:end]
     return start + len(inner) - len(inner.lstrip()), end - len(inner) + len(inner.rstrip()), name

@@ -77,7 +77,9 @@ def align(words: Sequence[Word], length: int, spans: Sequence[Span], labels: Seq
     return classes
 
 
-def decode(words: Sequence[Word], probabilities: np.ndarray, labels: Sequence[str]) -> list[tuple[int, int, str, float]]:
+def decode(
+    words: Sequence[Word], probabilities: np.ndarray, labels: Sequence[str]
+) -> list[tuple[int, int, str, float]]:
     """Returns the spans (start, end, type, score) that a model sees, in order.
 
     "I-X" after anything but "B-X" or "I-X" begins a span. Of labels in another form each that is not "O" is a type,

@@ -81,9 +81,7 @@ def read(rest: str, columns: Columns, cache: str) -> Iterator[Row]:
     require(where, features, columns)
     for _, column in columns.named[: 1 + bool(columns.pair)]:
         if column not in texts and not isinstance(features[column], tfds.features.Sequence):
-            raise UserError(
-                f"{where}: the column {column!r} is no text; text columns: {', '.join(map(repr, texts))}"
-            )
+            raise UserError(f"{where}: the column {column!r} is no text; text columns: {', '.join(map(repr, texts))}")
     try:
         rows = builder.as_data_source(split=split or "train")
     except (ValueError, KeyError) as error:

@@ -1,1 +1,1 @@
-"""What predictions are worth: metrics, calibration, intervals, slices, comparisons and baselines, on the host, in NumPy."""
+"""What predictions are worth: metrics, calibration, intervals, slices, comparisons, baselines; on the host."""

@@ -1,8 +1,8 @@
 """What word counts and a linear model reach on the same examples: the figure that a network has to beat.
 
-Texts: TF-IDF of words and pairs of words, or of one to three characters where most letters are of scripts without spaces,
-with logistic regression (ridge regression for numbers), its regularisation chosen on the validation examples. Words with
-tags: logistic regression over a word, its form and its neighbours.
+Texts: TF-IDF of words and pairs of words, or of one to three characters where most letters are of scripts without
+spaces, with logistic regression (ridge regression for numbers), its regularisation chosen on the validation examples.
+Words with tags: logistic regression over a word, its form and its neighbours.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ def confidence(
 ) -> tuple[Float[np.ndarray, "m"], Bool[np.ndarray, "m"]]:
     """Returns how sure each prediction is, and whether it is right.
 
-    Of single classes (labels int [n]) the probability of the likeliest one; of sets (labels [n, classes] of 0 and 1) that
-    of each class to apply, or not to, whichever is likelier.
+    Of single classes (labels int [n]) the probability of the likeliest one; of sets (labels [n, classes] of 0 and 1)
+    that of each class to apply, or not to, whichever is likelier.
     """
     if labels.ndim == 1:
         return probabilities.max(1), probabilities.argmax(1) == labels
@@ -42,7 +42,7 @@ def reliability(sure: Float[np.ndarray, "m"], right: Bool[np.ndarray, "m"], bins
 
 
 def expected_error(sure: Float[np.ndarray, "m"], right: Bool[np.ndarray, "m"], bins: int = BINS) -> float:
-    """Returns the expected calibration error: the mean distance of confidence and accuracy over the bins (equation 3)."""
+    """Returns the expected calibration error: the mean distance of confidence and accuracy (equation 3)."""
     rows = reliability(sure, right, bins)
     return sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / max(len(sure), 1)
 

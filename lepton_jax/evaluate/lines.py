@@ -14,9 +14,11 @@ import numpy as np
 Figure = Callable[[np.ndarray], float]  # numbers of examples, int [m], each as often as it counts -> a metric over them
 
 
-def figures(kind: Literal["classes", "sets", "numbers", "spans"], lines: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
-    """Returns the main metrics of a kind: of classes `accuracy`, `macro_f1`; of sets `micro_f1`, `exact_match`; of numbers
-    `mean_squared_error`, `spearman`; of spans `f1`."""
+def figures(
+    kind: Literal["classes", "sets", "numbers", "spans"], lines: Sequence[Mapping[str, Any]]
+) -> dict[str, Figure]:
+    """Returns the main metrics of a kind: of classes `accuracy`, `macro_f1`; of sets `micro_f1`, `exact_match`; of
+    numbers `mean_squared_error`, `spearman`; of spans `f1`."""
     pairs = [(line["label"], line["prediction"]) for line in lines]
     if kind == "classes":
         return _of_classes(pairs)

@@ -19,8 +19,9 @@ Metrics = dict[str, float]
 def classification(logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, "n"]) -> Metrics:
     """Returns the metrics of single classes.
 
-    `loss` is the mean cross-entropy in nats; `f1` that of class 1 where there are two classes, else `macro_f1`, which is
-    the mean over all classes; `mcc` Matthews' correlation; `auroc` of several classes the mean of each against the rest.
+    `loss` is the mean cross-entropy in nats; `f1` that of class 1 where there are two classes, else `macro_f1`, which
+    is the mean over all classes; `mcc` Matthews' correlation; `auroc` of several classes the mean of each against the
+    rest.
     """
     from sklearn import metrics
 
@@ -49,8 +50,8 @@ def classification(logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarra
 def multi_label(logits: Float[np.ndarray, "n classes"], targets: Float[np.ndarray, "n classes"]) -> Metrics:
     """Returns the metrics of sets of classes, each predicted where its logit is above 0.
 
-    `loss` is the sigmoid cross-entropy in nats, summed over classes; `exact_match` the share of examples whose whole set
-    is right; `auroc` the mean over the classes that some examples have and some have not.
+    `loss` is the sigmoid cross-entropy in nats, summed over classes; `exact_match` the share of examples whose whole
+    set is right; `auroc` the mean over the classes that some examples have and some have not.
     """
     from sklearn import metrics
 
@@ -122,7 +123,9 @@ def softmax(logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n clas
     return np.exp(_log_softmax(logits))
 
 
-def classification_losses(logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+def classification_losses(
+    logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, "n"]
+) -> Float[np.ndarray, "n"]:
     """Returns the cross-entropy of each example, in nats, float64."""
     return -np.take_along_axis(_log_softmax(logits), labels[:, None].astype(np.int64), axis=1)[:, 0]
 

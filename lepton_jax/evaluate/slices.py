@@ -34,9 +34,7 @@ def by_slice(
             groups.setdefault(value, []).append(number)
         largest = sorted(groups, key=lambda value: -len(groups[value]))[:_MOST]
         for value in largest if kind == "label" else sorted(largest, key=_first_number):
-            rows.append(
-                {"slice": kind, "value": value, "examples": len(groups[value]), **measure(groups[value])}
-            )
+            rows.append({"slice": kind, "value": value, "examples": len(groups[value]), **measure(groups[value])})
     return rows
 
 

@@ -134,7 +134,8 @@ class Predictor:
         return Rows([row.ids for row in encoded], types=[row.type_ids for row in encoded] if typed else None), words
 
     def pad(self, rows: Rows, chosen: Sequence[int] | None = None) -> tuple[np.ndarray, ...]:
-        """Returns (token_ids, attention_mask[, token_type_ids]), int32 [N, T]: rows in their bucket of length and batch.
+        """Returns (token_ids, attention_mask[, token_type_ids]), int32 [N, T]: rows in their bucket of length and
+        batch.
 
         N is the batch size, or for fewer rows the next power of two; filler rows are all padding.
         """

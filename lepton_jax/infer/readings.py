@@ -10,8 +10,8 @@ import numpy as np
 from lepton_jax import hub
 from lepton_jax.data.spans import Word, decode
 
-# Of a classifier {"label", "score", "scores"}, of a multi-label one {"labels", "scores"}, of a regressor {"score"}, of a
-# token classifier {"entities": [{"start", "end", "label", "score", "text"}]}.
+# Of a classifier {"label", "score", "scores"}, of a multi-label one {"labels", "scores"}, of a regressor {"score"}, of
+# a token classifier {"entities": [{"start", "end", "label", "score", "text"}]}.
 Prediction = dict[str, Any]
 
 

@@ -132,7 +132,8 @@ class Transformer(nn.Module):
 
         Returns:
           `hidden` [B, T, D]; with a language-model head `logits` [B, N or T, V]; with "classification" `logits`
-          [B, num_outputs] and `pooled` [B, D] (or [B, documents, ...]), which "pooler" gives alone; with "token_classification" `logits`
+          [B, num_outputs] and `pooled` [B, D] (or [B, documents, ...]), which "pooler" gives alone; with
+          "token_classification" `logits`
           [B, T, num_outputs]; with "replaced_token" `logits` [B, T]. If asked for, `hidden_states` [1 + num_layers, B,
           T, D]: the input of the first layer and the output of each, the last of them being `hidden`. All in the dtype
           of the model.

@@ -112,7 +112,8 @@ class Judge:
             losses, counts = self._token_losses(part, logits)
             found = [[span[:3] for span in each] for each in self._spans(part, logits)]
             return {
-                "loss": float(sum(losses) / max(sum(counts), 1)), **metrics.spans(part.examples.labels or [], found)
+                "loss": float(sum(losses) / max(sum(counts), 1)),
+                **metrics.spans(part.examples.labels or [], found),
             }
         assert isinstance(labels, np.ndarray)
         if self.kind == "classes":
@@ -232,4 +233,6 @@ def measure_baseline(card: hub.Card, parts: Mapping[str, Part], names: Sequence[
             return list(predict(texts_of(part)))
 
     measured = {name: judge.measure(parts[name], outputs(parts[name])) for name in names}
-    return {name: {key: value for key, value in each.items() if math.isfinite(value)} for name, each in measured.items()}
+    return {
+        name: {key: value for key, value in each.items() if math.isfinite(value)} for name, each in measured.items()
+    }

@@ -193,7 +193,7 @@ def _together(config: Config, summaries: Sequence[Summary], folders: Sequence[Pa
     for name in drawn[0]:
         bounds = intervals.interval([figures[name] for figures in drawn], len(runs[0]))
         summary[f"finetune.{name}_interval"] = list(bounds)
-    best = config.checkpoint.best
+    best = config.checkpoint.metric
     sign = -1 if best in LOWER_IS_BETTER else 1
     chosen = max(range(len(folders)), key=lambda run: sign * _validated(folders[run], best, sign))
     seeds = [{"seed": config.train.seed + run, **_own(each)} for run, each in enumerate(summaries)]

@@ -75,7 +75,12 @@ class LabelledTask(Task, Protocol):
 
 
 def make_task(
-    config: TaskConfig, tokenizer: Any, *, packed: bool = True, labels: Sequence[str] = (), targets: Labels | None = None
+    config: TaskConfig,
+    tokenizer: Any,
+    *,
+    packed: bool = True,
+    labels: Sequence[str] = (),
+    targets: Labels | None = None,
 ) -> Task:
     """Returns the task that the config names.
 

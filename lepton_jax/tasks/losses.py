@@ -76,7 +76,8 @@ def binary_cross_entropy(
 def balanced(targets: np.ndarray | Sequence[np.ndarray], num_classes: int) -> tuple[float, ...]:
     """Returns the weight of each class, n / (num_classes * its own n), by which rare classes count as much as others.
 
-    Over the targets themselves their mean is 1, so that a loss is still a mean over targets. A class without any gets 1.
+    Over the targets themselves their mean is 1, so that a loss is still a mean over targets. A class without any gets
+    1.
 
     Args:
       targets: int classes, where -1 is none, as one array or several; or [n, num_classes] of 0 and 1.

@@ -1,4 +1,4 @@
-"""What a model says of a data set: means over all targets, or the outputs of each row. Every row counts exactly once."""
+"""What a model says of a data set: means over all targets, or the outputs of each row. Every row counts once."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from lepton_jax.train import ramp
 from lepton_jax.train.forecast import row_flops
 from lepton_jax.train.guard import Guard
 from lepton_jax.train.logging import MetricsLogger
+from lepton_jax.train.patience import Patience
 from lepton_jax.train.state import TrainState, make_state
 from lepton_jax.train.step import Program, make_program
 from lepton_jax.train.stopping import Stopped, watch_sigterm
@@ -90,6 +91,9 @@ def fit(
 ) -> Fitted:
     """Trains for `config.train.steps` steps in all, from the newest checkpoint in `workdir` if there is one.
 
+    It ends earlier where `Patience` is over. A step is saved at each multiple of `checkpoint.every`, at the end, and where
+    its evaluation is the best so far.
+
     Args:
       config: the run's config, `model` resolved.
       workdir: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
@@ -119,6 +123,7 @@ def fit(
         step, state = resume(batches)
         guard = Guard(config.train, workdir)
         guard.start(state.skipped)
+        patience = Patience(config, workdir, step)
         peak, work = peak_flops(list(mesh.devices.flat)), functools.cache(partial(row_flops, task, model))
         with (
             watch_sigterm() as asked_to_stop,
@@ -126,7 +131,7 @@ def fit(
             Trace(workdir / "profile", config.train.profile, step) as trace,
         ):
             tokens, flops = [], 0.0  # of all processes, in each step since the last log
-            while step < last:
+            while step < last and not patience.is_over:
                 step += 1
                 batch = batches.take(ramp.parts(config.train, step))
                 placed = sharding.put_batch(batch, mesh)
@@ -145,6 +150,7 @@ def fit(
                     step, state = resume(None)  # the data stay where they are, past these batches
                     logger.rewind(step, f"the loss or gradient is not finite: back to step {step}, past these batches")
                     guard.start(state.skipped)
+                    patience.start(step)
                     continue
                 if step == 1 or step == last or step % config.train.log_every == 0:
                     logger.defer(step, metrics, tokens, flops)
@@ -156,8 +162,11 @@ def fit(
                         validated = evaluate(state.params) if evaluates else None
                         if validated is not None:
                             logger.log(step, validated, prefix="validation")
+                            saves |= patience.look(step, validated)
                         if saves:
                             checkpoints.save(step, state, batches, validated)
+                    if patience.is_over:
+                        logger.note(patience.reason)
                 if stops:
                     checkpoints.wait()
                     done = f"{step} of {config.train.steps} steps are done and saved"

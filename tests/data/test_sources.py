@@ -203,8 +203,9 @@ def test_numbers_are_finite(tmp_path):
 
 
 def test_sets_are_lists_or_names_with_bars(tmp_path):
-    rows = [{"text": "a", "label": ["y", "x", "y"]}, {"text": "b", "label": []}, {"text": "c", "label": None}]
-    spec = jsonl(tmp_path, *rows)
+    spec = jsonl(
+        tmp_path, {"text": "a", "label": ["y", "x", "y"]}, {"text": "b", "label": []}, {"text": "c", "label": None}
+    )
     examples = load(spec, kind="sets")
     assert examples.labels == [("x", "y"), ()] and examples.dropped == {"no label": 1}
     table = write(tmp_path, "a.csv", "text,label\na,x | y\nb,\n")
@@ -239,7 +240,8 @@ def test_words_with_tags_become_a_text_with_spans(tmp_path):
         ({"text": ["a", "b"], "label": ["O"]}, ":1: 1 tags in 'label', 2 words in 'text'"),
         ({"text": ["a"], "label": ["X-A"]}, ":1: 'label': tag 'X-A': must be O, or such as B-TYPE or I-TYPE"),
         ({"text": ["a"], "label": [[0, 1, "X"]]}, ":1: 'label' must be a list of tags, one a word of 'text'"),
-        ({"text": "a", "label": "O"}, """:1: 'label' must be a list of {"start", "end", "label"}, for 'text' is a"""),
+        ({"text": "a", "label": "O"}, """:1: 'label' must be a list of {"start", "end", "label"}, for 'text' is a
+        text"""),
         ({"text": "abc", "label": [[0, 4, "X"]]}, ":1: 'label': [0, 4) is no part of the text, which has 3 characters"),
         ({"text": "abc", "label": [[2, 2, "X"]]}, "[2, 2) is no part of the text"),
         ({"text": "abc", "label": [[0, 2, "X"], [1, 3, "Y"]]}, ":1: 'label': spans overlap at character 1"),
@@ -264,8 +266,9 @@ def test_parquet_is_read_by_columns(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {"text": ["a", None, "c"], "label": [1, 2, None], "tags": [["x"], [], None], "more": [b"", b"", b""]}
-    table = pa.table(columns)
+    table = pa.table(
+        {"text": ["a", None, "c"], "label": [1, 2, None], "tags": [["x"], [], None], "more": [b"", b"", b""]}
+    )
     pq.write_table(table, tmp_path / "a.parquet")
     examples = load(f"parquet:{tmp_path}/a.parquet")
     assert (examples.texts, examples.labels) == (["a"], ["1"]) and examples.dropped == {"no text": 1, "no label": 1}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lepton_jax.config import ModelConfig
-from lepton_jax.models.transformer import Transformer, init_params
 from lepton_jax.data.batches import evaluation_batches
 from lepton_jax.data.rows import Rows
+from lepton_jax.models.transformer import Transformer, init_params
 from lepton_jax.tasks.classification import Classification
 from lepton_jax.tasks.multi_label import MultiLabel
 from lepton_jax.tasks.regression import Regression

