@@ -240,8 +240,7 @@ def test_words_with_tags_become_a_text_with_spans(tmp_path):
         ({"text": ["a", "b"], "label": ["O"]}, ":1: 1 tags in 'label', 2 words in 'text'"),
         ({"text": ["a"], "label": ["X-A"]}, ":1: 'label': tag 'X-A': must be O, or such as B-TYPE or I-TYPE"),
         ({"text": ["a"], "label": [[0, 1, "X"]]}, ":1: 'label' must be a list of tags, one a word of 'text'"),
-        ({"text": "a", "label": "O"}, """:1: 'label' must be a list of {"start", "end", "label"}, for 'text' is a
-        text"""),
+        ({"text": "a", "label": "O"}, """:1: 'label' must be a list of {"start", "end", "label"}, for 'text' is a"""),
         ({"text": "abc", "label": [[0, 4, "X"]]}, ":1: 'label': [0, 4) is no part of the text, which has 3 characters"),
         ({"text": "abc", "label": [[2, 2, "X"]]}, "[2, 2) is no part of the text"),
         ({"text": "abc", "label": [[0, 2, "X"], [1, 3, "Y"]]}, ":1: 'label': spans overlap at character 1"),
