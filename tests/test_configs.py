@@ -51,6 +51,8 @@ def described(path: Path, arg: str) -> list[Config]:
     config = load(path).get_config(arg) if arg else load(path).get_config()
     if config.stage == "convert":
         config.source = "runs/model"
+    if config.stage == "compare":
+        config.a = config.b = "runs/model"
     if config.stage in SOURCES and not config.data.train:
         config.data.train = SOURCES[config.stage]
     return [run for _, run in runs(resolve(config))]

