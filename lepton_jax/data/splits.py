@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections import Counter
@@ -218,10 +219,9 @@ def _check_labels(
         raise UserError(f"{where} is {train[0]!r}; classification needs two classes or more")
     if not known:
         raise UserError(f"{where} is empty; there is nothing to learn")
-    try:
-        labels = tuple(sorted(known, key=float))
-    except ValueError:
-        labels = tuple(sorted(known))
+    labels = tuple(sorted(known))  # first, for 1 and 1.0 are equal numbers, and a set has no order of its own
+    with contextlib.suppress(ValueError):
+        labels = tuple(sorted(labels, key=float))
     for name, examples in ({f"data.{name}": splits[name] for name in NAMES[1:]} | abroad).items():
         unknown = Counter(each for label in examples.labels or () for each in _names(label, kind) - known)
         if unknown:
