@@ -55,7 +55,7 @@ def assume(config: Config, mesh: Mesh | None = None) -> tuple[Config, Task, Tran
         base = hub.load(config.model.init, cache=config.data.cache).config
         config = dataclasses.replace(config, model=inherit(config, base, mesh))
     tokenizer: Any = _AssumedTokenizer(config.model.vocab_size or config.data.tokenizer_size)
-    if config.data.tokenizer not in ("unigram", "bpe") and not config.model.vocab_size:
+    if config.data.tokenizer not in tokenizers.KINDS and not config.model.vocab_size:
         tokenizer = tokenizers.from_config(config.data, ())
     labels = {"regression": (), "token_classification": ("O", "B-0", "I-0")}.get(config.task.name, ("0", "1"))
     card = make_card(config, head_of(config.task), tokenizer, () if config.task.name in LANGUAGE_MODELS else labels)

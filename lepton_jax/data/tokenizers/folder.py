@@ -41,11 +41,12 @@ def from_config(config: DataConfig, texts: Iterable[str]) -> Tokenizer:
     Raises:
       UserError: no such folder, or see `load` and `train`.
     """
-    if config.tokenizer == "unigram" or config.tokenizer == "bpe":
+    if config.tokenizer in sentence_piece.KINDS:
         return sentence_piece.train(texts, config.tokenizer, config.tokenizer_size, config.byte_fallback,
                                     config.lowercase, config.split_seed, config.cache)  # fmt: skip
     folder = Path(config.tokenizer).expanduser()
     if not folder.is_dir():
-        raise UserError(f"data.tokenizer={config.tokenizer!r}: must be 'unigram', 'bpe' or a tokenizer's folder")
+        known = ", ".join(map(repr, sentence_piece.KINDS))
+        raise UserError(f"data.tokenizer={config.tokenizer!r}: must be one of {known}, or a tokenizer's folder")
     inner = folder / "tokenizer"
     return load(inner if inner.is_dir() else folder)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import sentencepiece
@@ -23,6 +23,8 @@ from lepton_jax.data.tokenizers import words
 from lepton_jax.data.tokenizers.layout import Cut, Layout, Slot
 from lepton_jax.data.tokenizers.protocol import Encoded, Truncation
 
+Kind = Literal["unigram", "bpe", "char"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 TRAINING_SENTENCES = 50_000  # of a corpus; twice as many take twice as long and save 0.5% of the tokens
 _LONGEST_SENTENCE = 1000  # characters; SentencePiece leaves out sentences of more than 4,192 bytes
 # SentencePiece's result depends on the number of threads; fixed, it is the same on every machine.
@@ -126,7 +128,7 @@ class SentencePieceTokenizer:
 
 def train(
     texts: Iterable[str],
-    model_type: Literal["unigram", "bpe"] = "unigram",
+    model_type: Kind = "unigram",
     size: int = 8192,
     byte_fallback: bool = True,
     lowercase: bool = True,
@@ -141,8 +143,9 @@ def train(
 
     Args:
       texts: the corpus.
-      model_type: "unigram" (Kudo 2018, arXiv:1804.10959) or "bpe" (Sennrich et al. 2016, arXiv:1508.07909).
-      size: pieces in the vocabulary, special tokens and the 256 bytes included.
+      model_type: "unigram" (Kudo 2018, arXiv:1804.10959), "bpe" (Sennrich et al. 2016, arXiv:1508.07909) or "char",
+        a piece a character, which suits spans of scripts without spaces.
+      size: pieces in the vocabulary, special tokens and the 256 bytes included; of characters the most there may be.
       byte_fallback: whether a character without a piece is written as the bytes of its UTF-8.
       lowercase: whether case is folded.
       seed: of the choice of sentences.
@@ -168,6 +171,7 @@ def train(
             model_type=model_type,
             vocab_size=size,
             byte_fallback=byte_fallback,
+            hard_vocab_limit=model_type != "char",
             character_coverage=0.9995,
             normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
             num_threads=_THREADS,
