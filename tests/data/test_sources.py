@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import tfds_sets
 from lepton_jax.data.sources import load, split_spec
-from lepton_jax.data.tfds_sets import own_splits
+from lepton_jax.data.tfds_sets import class_names, own_splits
 
 
 class ToyReviews(tfds.core.GeneratorBasedBuilder):
@@ -320,6 +320,8 @@ def test_tfds_set_with_another_text_column_and_hidden_labels(cache):
     assert sorted(load("tfds:toy_reviews", label="stars", cache=cache).labels or ())[0] == "0.5"
     assert set(load("tfds:toy_reviews", label="place", cache=cache).labels or ()) == {"here"}
     assert own_splits("tfds:toy_reviews", cache) == ["train", "test"]
+    assert class_names("tfds:toy_reviews:test", "label", cache) == ("bad", "good")
+    assert class_names("tfds:toy_reviews", "stars", cache) == class_names("csv:a", "label", cache) == ()
     assert own_splits("tfds:toy_reviews:train", cache) == own_splits("text:a", cache) == []
     assert "tensorflow" not in sys.modules
 
