@@ -205,3 +205,49 @@ def test_the_texts_of_the_config_are_shown(tmp_path: Path) -> None:
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
     console.print(examples_table(tmp_path))
     assert "a <b> film   positive     0.750" in console.export_text()
+
+
+def test_spans_are_marked_and_counted_by_type(tmp_path: Path) -> None:
+    text = "Ann <met> Bob in Rome" + " x" * 200
+    lines = [
+        {"text": text, "label": [[0, 3, "PER"], [10, 13, "PER"], [17, 21, "LOC"]],
+         "prediction": [[0, 3, "PER"], [17, 21, "<ORG>"]], "score": 0.5, "loss": 2.0},
+        {"text": "none", "label": [], "prediction": [], "score": 1.0, "loss": 0.1},
+    ]  # fmt: skip
+    found = page(tmp_path, {"a": make_run(tmp_path / "a", lines, task={"name": "token_classification"})})
+    assert ["PER", "2", "100.0%", "50.0%", "66.7%"] in found.rows and ["LOC", "1", "0.0%", "0.0%", "0.0%"] in found.rows
+    source = (tmp_path / "report.html").read_text()
+    assert (
+        "<mark>Ann <small>PER</small></mark> &lt;met&gt; Bob in <mark>Rome <small>&lt;ORG&gt;</small></mark>" in source
+    )
+    row = next(row for row in found.rows if "PER: Ann; PER: Bob; LOC: Rome" in row)
+    assert row[2:] == ["PER: Ann; <ORG>: Rome", "0.500", "2.000"]
+    assert "Mistakes, the largest loss first (1 of 2)" in found.text
+
+
+def test_sets_have_a_table_of_classes(tmp_path: Path) -> None:
+    lines = [line("one", ["a", "b"], ["a"]), line("two", ["a"], ["a"]), line("three", [], ["b"])]
+    rows = page(tmp_path, {"a": make_run(tmp_path / "a", lines, task={"name": "multi_label"})}).rows
+    assert ["a", "2", "100.0%", "100.0%", "100.0%"] in rows and ["b", "1", "0.0%", "0.0%", "0.0%"] in rows
+    assert ["three", "none", "b", "0.900"] in rows
+
+
+def test_mistakes_come_with_the_largest_loss_first_where_it_is_known(tmp_path: Path) -> None:
+    lines = [line(f"wrong {n}", "a", "b") | {"loss": float(n)} for n in range(3)]
+    rows = page(tmp_path, {"a": make_run(tmp_path / "a", lines)}).rows
+    assert [row[0] for row in rows if row[0].startswith("wrong")] == ["wrong 2", "wrong 1", "wrong 0"]
+
+
+def test_calibration_slices_and_seeds_are_shown(tmp_path: Path) -> None:
+    bins = [{"confidence": 0.6, "accuracy": 0.5, "count": 3}, {"confidence": 0.9, "accuracy": 0.95, "count": 8}]
+    slices = [{"slice": "length", "value": "1-9 characters", "examples": 4, "accuracy": 0.5}, {"slice": "label",
+              "value": "a", "examples": 2, "accuracy": 0.25, "macro_f1": 0.2}]  # fmt: skip
+    summary = {
+        "finetune.accuracy": 0.8, "finetune.accuracy_std": 0.01, "finetune.accuracy_interval": [0.78, 0.82],
+        "finetune.calibration": {"error": 0.02, "bins": bins}, "finetune.slices": slices,
+    }  # fmt: skip
+    found = page(tmp_path, {"a": make_run(tmp_path / "a")}, summary)
+    assert ["accuracy", "80.0% \xb1 1.0% (78.0% to 82.0%)"] in found.rows and len(found.links) == 4
+    assert ["label", "a", "2", "25.0%", "20.0%"] in found.rows
+    assert ["length", "1-9 characters", "4", "50.0%", ""] in found.rows
+    assert not [row for row in found.rows if "interval" in row[0]]

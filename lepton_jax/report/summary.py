@@ -1,0 +1,106 @@
+"""A summary for people: in the terminal, and at the head and the end of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import rich.box
+import rich.table
+import rich.text
+
+from lepton_jax.report.page import escape, figure, image, shown, table, words
+from lepton_jax.workdir import flatten, read_jsonl
+
+
+def summary_table(summary: Mapping[str, Any]) -> rich.table.Table:
+    """Returns a summary as a table for the terminal: one block a group, shares as percentages.
+
+    Metrics that are dicts or lists (counts of the data, for instance) are left to summary.json and the page.
+    """
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, title="Summary", title_justify="left")
+    table.add_column("")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for group, metrics in groups(summary).items():
+        for row, (name, value) in enumerate(metrics.items()):
+            cells = (group if row == 0 else "", words(name), value)
+            table.add_row(*map(rich.text.Text, cells), end_section=row == len(metrics) - 1)
+    return table
+
+
+def examples_table(workdir: Path) -> rich.table.Table:
+    """Returns the sentences that a run (or a quickstart's fine-tuning) predicted at its end, for the terminal."""
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, title="Predictions", title_justify="left")
+    for column in ("text", "prediction", "score"):
+        table.add_column(column, justify="right" if column == "score" else "left")
+    for folder in (workdir, workdir / "finetune"):
+        for line in read_jsonl(folder / "examples.jsonl"):
+            cells = (line["text"], str(line["prediction"]), f"{line['score']:.3f}")
+            table.add_row(*map(rich.text.Text, cells))
+    return table
+
+
+def groups(summary: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Returns group -> metric -> value as people read it, of the single values; those without a group come last, in the
+    group "run". A value over several seeds has its standard deviation and its 95% interval beside it."""
+    found: dict[str, dict[str, str]] = {}
+    for key, value in sorted(summary.items(), key=lambda item: "." not in item[0]):
+        if isinstance(value, (dict, list, tuple)) or key.endswith("_std"):
+            continue
+        group, _, name = key.partition(".") if "." in key else ("run", "", key)
+        text = shown(name, value)
+        if f"{key}_std" in summary:
+            text += f" \N{PLUS-MINUS SIGN} {shown(name, summary[f'{key}_std'])}"
+        if f"{key}_interval" in summary:
+            text += " ({} to {})".format(*(shown(name, bound) for bound in summary[f"{key}_interval"]))
+        found.setdefault(group, {})[name] = text
+    return found
+
+
+def summary_section(summary: Mapping[str, Any]) -> str:
+    blocks = []
+    for group, metrics in groups(summary).items():
+        rows = [(escape(words(name)), escape(value)) for name, value in metrics.items()]
+        blocks.append(f"<div><h3>{escape(group)}</h3>{table(rows, numbers=1)}</div>")
+    return f'<div class="groups">{"".join(blocks)}</div>\n' if blocks else ""
+
+
+def details(summary: Mapping[str, Any]) -> str:
+    """Returns what a summary holds besides single values: counts of the data; lists of dicts as tables; calibration as
+    a plot."""
+    intervals = [name for name in summary if name.endswith("_interval")]
+    nested = flatten({
+        name: value for name, value in summary.items()
+        if isinstance(value, (dict, list, tuple)) and name not in intervals
+    })  # fmt: skip
+    rows, tables = [], ""
+    for name, value in nested.items():
+        title = f"<code>{escape(name)}</code>"
+        if name.endswith("calibration.bins") and value:
+            tables += f"<h3>{title}</h3>\n{_reliability(value)}"
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            columns = list(dict.fromkeys(key for line in value for key in line))
+            lines = [[escape(shown(key, line[key])) if key in line else "" for key in columns] for line in value]
+            tables += f"<h3>{title}</h3>\n{table(lines, list(map(words, columns)))}"
+        else:
+            rows.append((title, escape(shown(name, value))))
+    return f"<h2>Details</h2>\n{table(rows)}{tables}" if nested else ""
+
+
+def _reliability(bins: list[dict[str, Any]]) -> str:
+    """Returns accuracy by confidence (Guo et al. 2017): on the dashed line they are the same."""
+    plot, axes = figure(5.0, "confidence", "accuracy")
+    axes.plot([0, 1], [0, 1], color="#8c959f", linewidth=1, linestyle="--")
+    sure, right, counts = ([line[name] for line in bins] for name in ("confidence", "accuracy", "count"))
+    axes.plot(sure, right, color="#0b3d91", linewidth=1.2, marker="o", markersize=4)
+    axes.set_xlim(min(sure) - 0.03, 1.03)
+    axes.set_ylim(-0.03, 1.03)
+    axes.ticklabel_format(axis="y", style="plain")
+    shares, share_axes = figure(4.0, "confidence", "predictions")
+    share_axes.bar(sure, counts, width=0.05, color="#0b3d91")
+    return (
+        f'<div class="figures">{image(plot, "Accuracy by confidence")}'
+        f"{image(shares, 'How many predictions have which confidence')}</div>\n"
+    )
