@@ -25,14 +25,18 @@ def read(source: str, scheme: str, pattern: str, columns: Columns) -> Iterator[R
     """
     if scheme == "text" and (columns.label or columns.pair):
         raise UserError(f"{source}: plain text has no labels and no pairs; use jsonl:, csv:, tsv:, parquet: or tfds:")
+    if scheme == "conll" and columns.pair:
+        raise UserError(f"{source}: a file of words with tags has no pairs; leave data.pair empty")
     for path in _paths(source, pattern):
         yield from READERS[scheme](path, columns)
 
 
 def require(where: str, found: Iterable[str], columns: Columns) -> None:
-    """Raises UserError for a column that is not among those found."""
+    """Raises UserError for a column that is not among those found, or there twice."""
     found = list(found)
     for field, name in columns.named:
+        if found.count(name) > 1:
+            raise UserError(f"{where}: {found.count(name)} columns have the name {name!r}, which data.{field} asks for")
         if name not in found:
             raise UserError(f"{where}: no column {name!r}; set data.{field} to one of {', '.join(map(repr, found))}")
 
@@ -75,8 +79,10 @@ def _read_jsonl(path: Path, columns: Columns) -> Iterator[Row]:
         where = f"{path}:{number}"
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from error
+        except (ValueError, RecursionError) as error:  # Python refuses numbers of thousands of digits
+            reason = "too deep" if isinstance(error, RecursionError) else "a number too long"
             raise UserError(f"{where}: not valid JSON ({reason})") from error
         if not isinstance(row, dict):
             raise UserError(
@@ -127,7 +133,7 @@ def _read_parquet(path: Path, columns: Columns) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}: row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from error
 
 

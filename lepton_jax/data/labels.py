@@ -9,6 +9,8 @@ spans     with a text: a list of {"start", "end", "label"} or [start, end, label
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import itertools
 import json
 import math
@@ -19,6 +21,10 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.data.spans import Span, from_tags, join_words
 
 Kind = Literal["classes", "sets", "numbers", "spans"]
+
+
+# What a cell of one value may be: JSON's, and those of tables with types.
+_CELLS = (str, bytes, bool, int, float, decimal.Decimal, datetime.date, datetime.time)
 
 
 class Columns(NamedTuple):
@@ -38,11 +44,19 @@ def parse_text(where: str, name: str, value: Any) -> str:
     """Returns a cell as text without white space around it; nothing is the empty string.
 
     Raises:
-      UserError: it is a list or an object, or holds half of a surrogate pair.
+      UserError: it is a list or an object, or no UTF-8, or holds half of a surrogate pair.
     """
-    if isinstance(value, (dict, list)):
+    if value is not None and not isinstance(value, _CELLS):
         raise UserError(f"{where}: {name!r} must be a string or a number, not {type(value).__name__}")
-    string = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: {name!r} holds the byte 0x{value[error.start]:02x}, not UTF-8") from error
+    if value is None or isinstance(value, str):
+        string = value or ""
+    else:
+        string = json.dumps(value) if isinstance(value, (bool, int, float)) else str(value)
     try:
         string.encode()
     except UnicodeEncodeError as error:
@@ -94,7 +108,7 @@ def parse_spans(where: str, columns: Columns, text: Any, label: Any) -> tuple[st
         if len(label) != len(words):
             raise UserError(f"{where}: {len(label)} tags in {columns.label!r}, {len(words)} words in {columns.text!r}")
         try:
-            return joined, from_tags(places, label)
+            return joined, from_tags(*_without_empty(places, label))
         except ValueError as error:
             raise UserError(f"{where}: {columns.label!r}: {error}") from None
     whole = "" if text is None else text if isinstance(text, str) else parse_text(where, columns.text, text)
@@ -110,6 +124,12 @@ def parse_spans(where: str, columns: Columns, text: Any, label: Any) -> tuple[st
         if start < end:
             raise UserError(f"{where}: {columns.label!r}: spans overlap at character {start}")
     return whole.strip(), tuple((start - shift, end - shift, name) for start, end, name in spans)
+
+
+def _without_empty(places: list[tuple[int, int]], tags: list[str]) -> tuple[list[tuple[int, int]], list[str]]:
+    """Returns places and tags of the words that have a character; a span cannot be of others."""
+    kept = [row for row, (start, end) in enumerate(places) if start < end]
+    return [places[row] for row in kept], [tags[row] for row in kept]
 
 
 def _span(where: str, column: str, value: Any, text: str) -> Span:

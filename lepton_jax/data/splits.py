@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections import Counter
@@ -12,7 +13,7 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.data.identity import fraction, normalise, split_of
 from lepton_jax.data.labels import Kind
 from lepton_jax.data.sources import Examples, join, load, split_spec
-from lepton_jax.data.tfds_sets import own_splits
+from lepton_jax.data.tfds_sets import class_names, own_splits
 
 NAMES = ("train", "validation", "test")
 _REMEDIES = {
@@ -29,7 +30,8 @@ class Splits:
     Attributes:
       train, validation, test: they share no text.
       out_of_domain: source -> its examples, none of which is in train or validation.
-      labels: the classes, or the types of spans, of train: sorted, numbers by their value.
+      labels: the classes, or the types of spans, of train: sorted, numbers by their value; classes of a TFDS set in
+        the set's own order, in which the positive one of two comes last.
       report: plain JSON for the run's summary.
     """
 
@@ -218,10 +220,13 @@ def _check_labels(
         raise UserError(f"{where} is {train[0]!r}; classification needs two classes or more")
     if not known:
         raise UserError(f"{where} is empty; there is nothing to learn")
-    try:
-        labels = tuple(sorted(known, key=float))
-    except ValueError:
-        labels = tuple(sorted(known))
+    labels = tuple(sorted(known))  # first, for 1 and 1.0 are equal numbers, and a set has no order of its own
+    with contextlib.suppress(ValueError):
+        labels = tuple(sorted(labels, key=float))
+    if kind == "classes":
+        declared = {class_names(source, config.label, config.cache) for source in split_spec(config.train)}
+        if len(declared) == 1 and known <= set(names := declared.pop()):
+            labels = tuple(name for name in names if name in known)
     for name, examples in ({f"data.{name}": splits[name] for name in NAMES[1:]} | abroad).items():
         unknown = Counter(each for label in examples.labels or () for each in _names(label, kind) - known)
         if unknown:

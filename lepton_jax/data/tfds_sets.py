@@ -62,6 +62,17 @@ def own_splits(source: str, cache: str = "") -> list[str]:
     return [] if split else list(open_set(name, cache).info.splits)
 
 
+def class_names(source: str, column: str, cache: str = "") -> tuple[str, ...]:
+    """Returns the classes that a TFDS source declares for a column, in its order; () for any other source or column."""
+    import tensorflow_datasets as tfds
+
+    scheme, _, rest = source.partition(":")
+    if scheme != "tfds":
+        return ()
+    feature = dict(open_set(parse(rest)[0], cache).info.features.items()).get(column)
+    return tuple(feature.names) if isinstance(feature, tfds.features.ClassLabel) else ()
+
+
 def read(rest: str, columns: Columns, cache: str) -> Iterator[Row]:
     """Yields the rows of `tfds:REST`: texts and names decoded, a class that a test set hides as None.
 

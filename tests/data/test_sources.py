@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import re
 import sys
@@ -12,7 +13,7 @@ import tensorflow_datasets as tfds
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import tfds_sets
 from lepton_jax.data.sources import load, split_spec
-from lepton_jax.data.tfds_sets import own_splits
+from lepton_jax.data.tfds_sets import class_names, own_splits
 
 
 class ToyReviews(tfds.core.GeneratorBasedBuilder):
@@ -142,6 +143,9 @@ BAD_FILES = {
     "not UTF-8, marked": ("csv:{dir}/a", {"a": b"\xef\xbb\xbfa\n\xff"}, "{dir}/a:2: byte 0xff at offset 5"),
     "labels of text": ("text:{dir}/a", {"a": "words"}, "text:{dir}/a: plain text has no labels"),
     "JSON": ("jsonl:{dir}/a", {"a": GOOD + '\n{"text": '}, "{dir}/a:2: not valid JSON (Expecting value"),
+    "JSON depth": ("jsonl:{dir}/a", {"a": "[" * 100_000}, "{dir}/a:1: not valid JSON (too deep)"),
+    "JSON digits": ("jsonl:{dir}/a", {"a": '{"text": ' + "9" * 5000 + "}"}, "a:1: not valid JSON (a number too long)"),
+    "two columns": ("csv:{dir}/a", {"a": "text,label,label\n"}, "{dir}/a:1: 2 columns have the name 'label', which"),
     "JSON list": ("jsonl:{dir}/a", {"a": "[1]"}, "{dir}/a:1: must be a JSON object such as"),
     "CoNLL": ("conll:{dir}/a", {"a": "He O\nsaw\n"}, "{dir}/a:2: one column; a line must have a word and its tag"),
     "JSON value": ("jsonl:{dir}/a", {"a": '{"text": ["x"], "label": 1}'}, "{dir}/a:1: 'text' must be a string"),
@@ -234,6 +238,17 @@ def test_words_with_tags_become_a_text_with_spans(tmp_path):
     assert examples.texts == [*wanted[0], "Alone"] and examples.labels == [*wanted[1], ()]
 
 
+def test_words_without_a_character_are_no_names(tmp_path):
+    row = {"text": ["Ann", "", None, "in", "Bern"], "label": ["B-PER", "I-PER", "B-LOC", "O", "B-LOC"]}
+    examples = load(jsonl(tmp_path, row), kind="spans")
+    assert (examples.texts, examples.labels) == (["Ann in Bern"], [((0, 3, "PER"), (7, 11, "LOC"))])
+
+
+def test_a_file_of_words_has_no_pairs(tmp_path):
+    with pytest.raises(UserError, match=r"a\.conll: a file of words with tags has no pairs; leave data\.pair empty"):
+        load(f"conll:{write(tmp_path, 'a.conll', 'He O')}", pair="other", kind="spans")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -274,6 +289,16 @@ def test_parquet_is_read_by_columns(tmp_path):
     assert load(f"parquet:{tmp_path}/a.parquet", label="tags", kind="sets").labels == [("x",)]
     with pytest.raises(UserError, match=r"no column 'name'; set data\.label to one of 'text', 'label', 'tags', 'more'"):
         load(f"parquet:{tmp_path}/a.parquet", label="name")
+    columns = {"text": [b"caf\xc3\xa9", b"\xe9"], "day": [datetime.date(2020, 1, 2)] * 2}
+    pq.write_table(pa.table(columns), tmp_path / "c")
+    assert load(f"parquet:{tmp_path}/c", text="day", label=None).texts == ["2020-01-02"] * 2
+    with pytest.raises(UserError, match=r"c: row 2: 'text' holds the byte 0xe9, not UTF-8"):
+        load(f"parquet:{tmp_path}/c", label=None)
+    whole = pa.table({"text": ["word"] * 1000})
+    pq.write_table(whole, tmp_path / "d", compression="none", use_dictionary=False)
+    write(tmp_path, "d", (tmp_path / "d").read_bytes().replace(b"word", b"w\xffrd"))
+    with pytest.raises(UserError, match=r"/d: not a Parquet file that can be read \('utf-8' codec can't decode"):
+        load(f"parquet:{tmp_path}/d", label=None)
     write(tmp_path, "b.parquet", "no table")
     with pytest.raises(UserError, match=r"b\.parquet: not a Parquet file that can be read \(Parquet magic bytes"):
         load(f"parquet:{tmp_path}/b.parquet")
@@ -295,6 +320,8 @@ def test_tfds_set_with_another_text_column_and_hidden_labels(cache):
     assert sorted(load("tfds:toy_reviews", label="stars", cache=cache).labels or ())[0] == "0.5"
     assert set(load("tfds:toy_reviews", label="place", cache=cache).labels or ()) == {"here"}
     assert own_splits("tfds:toy_reviews", cache) == ["train", "test"]
+    assert class_names("tfds:toy_reviews:test", "label", cache) == ("bad", "good")
+    assert class_names("tfds:toy_reviews", "stars", cache) == class_names("csv:a", "label", cache) == ()
     assert own_splits("tfds:toy_reviews:train", cache) == own_splits("text:a", cache) == []
     assert "tensorflow" not in sys.modules
 

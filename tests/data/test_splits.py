@@ -255,6 +255,7 @@ def test_sources_out_of_domain_stand_alone_and_leave_train(train, tmp_path):
     ("kind", "labels", "names"),
     [
         ("classes", ["10", "9", "2"], ("2", "9", "10")),
+        ("classes", ["1.0", "1", "01", "nan"], ("01", "1", "1.0", "nan")),
         ("sets", [["b", "a"], [], ["c"]], ("a", "b", "c")),
         ("spans", [[[0, 1, "Y"]], [], [[2, 3, "X"]]], ("X", "Y")),
         ("numbers", [3, 1, 2], ()),
@@ -263,7 +264,8 @@ def test_sources_out_of_domain_stand_alone_and_leave_train(train, tmp_path):
 def test_labels_are_named_in_order_and_known_to_train(tmp_path, kind, labels, names):
     train = jsonl(tmp_path / "a.jsonl", [(f"text {row}", label) for row, label in enumerate(labels)])
     splits = load_splits(DataConfig(train=train, validation_share=0), kind)
-    assert splits.labels == names and splits.train.sources == [0, 0, 0] and splits.train.source_names == (train,)
+    assert splits.labels == names
+    assert splits.train.sources == [0] * len(labels) and splits.train.source_names == (train,)
     if kind in ("sets", "spans"):
         other = jsonl(tmp_path / "b.jsonl", [("new", ["z"] if kind == "sets" else [[0, 1, "z"]])])
         with pytest.raises(UserError, match=r"data\.test: 1 rows have the label 'z', which no training example has"):
