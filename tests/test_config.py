@@ -246,6 +246,15 @@ CHECKS = {
     "buckets hold a text": (
         "finetune", {"infer__lengths": (3, 16)}, {"infer__lengths": (4, 16)},
         "config.infer.lengths=(3, 16): must be increasing lengths, each above 3"),
+    "a rate is a rule": (
+        "finetune", {"optim__rates": ("head=2", "embeddings")}, {"optim__rates": ("head=2",)},
+        "config.optim.rates='embeddings': must be PATTERN=NUMBER, such as '^embeddings/=0.1'"),
+    "the step of a rule is whole": (
+        "finetune", {"optim__unfreeze": ("layers=1.5",)}, {"optim__unfreeze": ("layers=1",)},
+        "config.optim.unfreeze='layers=1.5': '1.5' is no whole number; must be PATTERN=NUMBER, such as"),
+    "what thaws, thaws before the end": (
+        "finetune", {"optim__unfreeze": ("layers=50",), "train__steps": 50}, {"optim__unfreeze": ("layers=49",)},
+        "config.optim.unfreeze='layers=50': its step must be from 1 to 49"),
     "no_decay": (
         "pretrain", {"optim__no_decay": ("bias", "(")}, {"optim__no_decay": ("bias",)},
         "config.optim.no_decay='(': not a regular expression ("),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any
 
 from lepton_jax.config.sections import (
@@ -16,6 +15,7 @@ from lepton_jax.config.sections import (
     ModelConfig,
     QuickstartConfig,
 )
+from lepton_jax.core import rules
 from lepton_jax.core.errors import UserError
 
 
@@ -103,10 +103,12 @@ def check_together(config: Config, where: str) -> None:
     for field in ("optim.no_decay", "optim.frozen", "compress.keep_float"):
         section, name = field.split(".")
         for pattern in getattr(getattr(config, section), name):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UserError(f"{where}.{field}={pattern!r}: not a regular expression ({error})") from None
+            rules.compiles(pattern, f"{where}.{field}={pattern!r}")
+    for rule in optim.rates:
+        rules.parse(rule, float, f"{where}.optim.rates")
+    for rule in optim.unfreeze:
+        _, step = rules.parse(rule, int, f"{where}.optim.unfreeze")
+        require(0 < step < train.steps, "optim.unfreeze", rule, f"its step must be from 1 to {train.steps - 1}")
 
 
 def check_chain(config: QuickstartConfig) -> None:

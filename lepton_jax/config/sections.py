@@ -129,8 +129,8 @@ class OptimConfig:
     momentum: float = number(0.9, 0, 1, "high")  # of sgd and muon, whose authors have 0.95
     weight_decay: float = number(0.01, 0)
     no_decay: tuple[str, ...] = (r"(^|/)bias$", r"(^|/)scale$")  # path patterns that weight decay spares
+    # The next three may name layers apart, `layers_0/attention/query/kernel`; the first pattern that is found decides.
     frozen: tuple[str, ...] = ()  # path patterns that keep their values: no gradient, no optimizer state
-    # The next two name layers apart, `layers_0/attention/query/kernel`; the first pattern that is found decides.
     rates: tuple[str, ...] = ()  # "PATTERN=FACTOR": what the learning rate is multiplied by there
     unfreeze: tuple[str, ...] = ()  # "PATTERN=STEP": keeps its values up to that step
     layer_decay: float = number(1.0, 0, 1, "low")  # the rate of each layer over that of the one above it

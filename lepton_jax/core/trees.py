@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from lepton_jax.core.errors import UserError
 
@@ -51,32 +52,19 @@ def matches(patterns: Sequence[str], path: str) -> bool:
     return any(re.search(pattern, path) for pattern in patterns)
 
 
-def select(patterns: Sequence[str], tree: Any, field: str) -> Any:
-    """Returns a tree of bools: True where a pattern matches the path.
-
-    Raises:
-      UserError: a pattern matches nothing; `field` is the config field it came from.
-    """
-    paths = [path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    for pattern in patterns:
-        if not any(re.search(pattern, path) for path in paths):
-            raise UserError(f"{field}={pattern!r}: matches no parameter; there are {', '.join(paths)}")
-    return map_with_path(lambda path, _: matches(patterns, path), tree)
-
-
 def split(tree: Any, chosen: Any) -> tuple[Any, Any]:
     """Splits a tree in two of the same structure, with None where the other one holds the leaf.
 
     Args:
       tree: any pytree.
-      chosen: a tree of bools with the same structure.
+      chosen: a tree of bools with the same structure; of an array of them, any one counts.
 
     Returns:
       (leaves where `chosen` is True, the others); `merge` is the inverse.
     """
     return (
-        jax.tree.map(lambda leaf, yes: leaf if yes else None, tree, chosen),
-        jax.tree.map(lambda leaf, yes: None if yes else leaf, tree, chosen),
+        jax.tree.map(lambda leaf, yes: leaf if np.any(yes) else None, tree, chosen),
+        jax.tree.map(lambda leaf, yes: None if np.any(yes) else leaf, tree, chosen),
     )
 
 

@@ -10,6 +10,7 @@ import optax.contrib
 
 from lepton_jax.config import OptimConfig
 from lepton_jax.core import trees
+from lepton_jax.optim.rates import scale_rates
 
 _LAYER_KERNEL = r"(^|/)layers(_\d+)?/.*/kernel$"
 _ADAM_RMS = 0.2  # root mean square of an update of Adam at rate 1, as measured in arXiv:2502.16982
@@ -22,7 +23,8 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Gradi
     `config.momentum`, made nearly orthogonal by five Newton-Schulz steps. All else, embeddings and heads among it, has
     Adam's direction, with Nesterov's momentum too. Muon's steps get the root mean square of Adam's (Liu et al. 2025,
     arXiv:2502.16982, section 2.2), so that one learning rate and one decay serve both.
-    Weight decay spares the parameters whose paths match `config.no_decay`.
+    Weight decay spares the parameters whose paths match `config.no_decay`. At the end `scale_rates` scales the updates
+    of each parameter, where the config has rates, a decay over the layers, or unfreezing.
     """
 
     def decayed(params: Any) -> Any:
@@ -48,7 +50,9 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Gradi
     else:
         decay = optax.add_decayed_weights(config.weight_decay, decayed)
         update = optax.chain(decay, optax.sgd(schedule, config.momentum or None))
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    scale = [scale_rates(config)] if config.rates or config.unfreeze or config.layer_decay != 1 else []
+    return optax.chain(*clip, update, *scale) if clip or scale else update
 
 
 def _matrices(params: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from lepton_jax.config import Config
@@ -57,11 +58,11 @@ def forecast(config: Config, mesh: Mesh, task: Task, model: Transformer) -> Fore
       task, model: the objective and the modules, as the run would have them.
     """
     params = abstract_params(model)
-    chosen = trees.split(params, trainable(config.optim, params))[0]
+    shares = jax.tree.map(lambda leaf, free: round(leaf.size * np.mean(free)), params, trainable(config.optim, params))
     return Forecast(
         **vars(step_memory(config, mesh, task, model)),
         parameters=trees.count(params),
-        trainable_parameters=trees.count(chosen),
+        trainable_parameters=sum(map(int, jax.tree.leaves(shares))),
         flops_per_token=row_flops(task, model, config.data.max_length) / config.data.max_length,
     )
 

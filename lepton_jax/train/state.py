@@ -15,6 +15,7 @@ from lepton_jax.core import rng as rngs
 from lepton_jax.core import sharding, trees
 from lepton_jax.models.partitioning import RULES
 from lepton_jax.models.transformer import Transformer, abstract_params, init_params
+from lepton_jax.optim import layers
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -30,10 +31,20 @@ class TrainState(flax.struct.PyTreeNode):
 def trainable(config: OptimConfig, params: Any) -> Any:
     """Returns a tree of bools with the structure of `params`: False where `optim.frozen` matches the path.
 
+    A stack of which it matches some layers alone, see `optim.layers`, has an array of bools, [L, 1, ...].
+
     Raises:
       UserError: a pattern matches no parameter.
     """
-    return jax.tree.map(lambda frozen: not frozen, trees.select(config.frozen, params, "config.optim.frozen"))
+    layers.require(config.frozen, params, "config.optim.frozen")
+
+    def free(path: str, leaf: Any) -> Any:
+        frozen = layers.by_layer(
+            lambda name: any(layers.find(pattern, path, name) for pattern in config.frozen), path, leaf
+        )
+        return ~frozen if frozen.any() and not frozen.all() else not frozen.any()
+
+    return trees.map_with_path(free, params)
 
 
 def abstract_state(

@@ -31,11 +31,17 @@ def make_train_step(
 ) -> TrainStep:
     """Returns the pure function (state, batch) -> (state, metrics).
 
-    Frozen parameters are split off before the gradient: they have neither gradients nor optimizer state. A batch whose
-    loss or gradient is not finite changes neither parameters nor optimizer state, and is counted.
+    Frozen parameters are split off before the gradient: they have neither gradients nor optimizer state. Layers of a
+    stack of which others are trained (see `train.state.trainable`) are computed and stored with these, but their
+    gradient and their update are 0. A batch whose loss or gradient is not finite changes neither parameters nor
+    optimizer state, and is counted.
     Metrics are []: those of the task, `gradient_norm` (before clipping) and `learning_rate` in float32, and `skipped`,
     the number of updates left out so far, in int32.
     """
+    kept, _ = trees.split(trainable, trainable)
+
+    def hold(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf, yes: leaf if yes is True else jnp.where(yes, leaf, 0), tree, kept)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         free, frozen = trees.split(state.params, trainable)
@@ -45,7 +51,9 @@ def make_train_step(
             return task.loss(model, trees.merge(free, frozen), part, rng)
 
         grads, metrics = mean_gradients(loss, free, batch, accumulate)
+        grads = hold(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, free)
+        updates = hold(updates)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         free, opt_state = jax.tree.map(
