@@ -26,7 +26,10 @@ def recipe(base: str = "pretrain", /, **changes):
     config = default_config(base)
     if base == "convert":
         config.source = "runs/model"
-    for run in {"quickstart": (config.get("pretrain"), config.get("finetune")), "convert": ()}.get(base, [config]):
+    if base == "compare":
+        config.a = config.b = "runs/model"
+    chain = (config.get("pretrain"), config.get("finetune"))
+    for run in {"quickstart": chain, "convert": (), "compare": ()}.get(base, [config]):
         run.data.train = "text:corpus.txt"
         run.task.name = "classification" if run.stage == "finetune" else "masked_lm"
     tree = config.to_dict()
@@ -68,7 +71,7 @@ def test_a_recipe_is_locked_and_typed():
     assert resolve(config).train.steps == 7
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "convert"])
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("convert", "compare")])
 def test_to_dict_comes_back_from_json(stage):
     changes = {"quickstart": "finetune__optim__frozen"}.get(stage, "optim__frozen")
     resolved = resolve(recipe(stage, **{changes: ("embeddings",)}))

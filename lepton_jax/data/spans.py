@@ -8,6 +8,7 @@ of a script without spaces (Chinese, Japanese, Thai). The first token of a word 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -120,11 +121,16 @@ def join_words(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
     """
     text, places = "", []
     for word in words:
-        if text and word and not (unspaced(text[-1]) and unspaced(word[0])):
+        if text and word and not (_wide(text[-1]) and _wide(word[0])):
             text += " "
         places.append((len(text), len(text) + len(word)))
         text += word
     return text, places
+
+
+def _wide(character: str) -> bool:
+    """Whether no space is next to a character: of a script without spaces, or a full-width mark such as theirs."""
+    return unspaced(character) or unicodedata.east_asian_width(character) in "WF"
 
 
 def from_tags(places: Sequence[tuple[int, int]], tags: Sequence[str]) -> tuple[Span, ...]:

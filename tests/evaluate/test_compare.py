@@ -1,4 +1,4 @@
-"""Comparisons of two runs: McNemar by hand, intervals that cover a known difference, and runs that cannot be compared."""
+"""Comparisons of two runs: McNemar by hand, intervals that cover a known difference, runs that do not compare."""
 
 import math
 
