@@ -83,7 +83,8 @@ class _Tuning:
             card = dataclasses.replace(card, scale=scale, offset=offset)
         self.init = None
         if init is not None:
-            init = hub.rescaled(init, card.scale, card.offset)  # a regressor's head has learnt in other units
+            if "head" not in init.initialised:
+                init = hub.rescaled(init, card.scale, card.offset)  # a regressor's head has learnt in other units
             self.init = {name: part for name, part in init.params.items() if name not in init.initialised}
             self.init["embeddings"] = _pad_vocabulary(self.init["embeddings"], self.config.model.vocab_size)
         validation = self.parts.get("validation", Part(self.data.validation, Rows([])))

@@ -155,7 +155,7 @@ def fit(
                 if step == 1 or step == last or step % config.train.log_every == 0:
                     logger.defer(step, metrics, tokens, flops)
                     tokens, flops = [], 0.0
-                evaluates = step == last or step % config.evaluate.every == 0
+                evaluates = step == config.train.steps or step % config.evaluate.every == 0
                 saves = stops or step == last or step % config.checkpoint.every == 0
                 if evaluates or saves:
                     with logger.paused():

@@ -5,6 +5,7 @@ Needs the extra "parity"; elsewhere these tests are skipped.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from lepton_jax import hub
 from lepton_jax.tasks.causal_lm import CausalLM
+from lepton_jax.tasks.losses import binary_cross_entropy, cross_entropy, squared_error
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -144,3 +146,42 @@ def test_the_causal_loss_is_that_of_transformers(tmp_path):
         unmasked = theirs(torch.from_numpy(ids).long(), labels=torch.from_numpy(ids).long()).loss
     assert abs(float(expected) - float(unmasked)) > 1e-2 and metrics["weight"] == 15 + 8 + 2
     np.testing.assert_allclose(loss, float(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("head", "task", "labels", "scale", "offset"),
+    [
+        ("classification", "classification", ("bad", "fair", "good"), 0.4, 0.0),
+        ("classification", "multi_label", ("bad", "fair", "good"), 1.7, 0.0),
+        ("classification", "regression", (), 3.0, -7.5),
+        ("token_classification", "token_classification", ("O", "B-PER", "I-PER"), 0.4, 0.0),
+    ],
+)
+def test_a_saved_head_gives_the_same_scores_for_the_same_purpose(tmp_path, head, task, labels, scale, offset):
+    """The loss that transformers chooses for `problem_type` too is the one of the task."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = transformers.BertConfig(vocab_size=48, max_position_embeddings=16, initializer_range=0.3, **sizes)
+    transformers.BertModel(config).save_pretrained(tmp_path / "encoder")
+    bundle = hub.load(tmp_path / "encoder", head, labels, task)
+    assert bundle.card.task.name == task and bundle.initialised == ("head",)
+    bundle = dataclasses.replace(bundle, card=dataclasses.replace(bundle.card, scale=scale, offset=offset))
+    hub.save(tmp_path / "saved", bundle)
+
+    kind = "TokenClassification" if head == "token_classification" else "SequenceClassification"
+    theirs = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(tmp_path / "saved").eval()
+    assert tuple(theirs.config.id2label.values()) == (labels or ("LABEL_0",))
+    ids = np.random.default_rng(0).integers(0, 48, (2, 12)).astype(np.int32)
+    ours = bundle.model.apply({"params": bundle.params}, ids)["logits"]
+    shape = ours.shape if task in ("multi_label", "regression") else ours.shape[:-1]
+    targets = np.random.default_rng(1).integers(0, 2, shape)
+    with torch.no_grad():
+        kinds = torch.from_numpy(targets)
+        out = theirs(torch.from_numpy(ids).long(), labels=kinds.float() if shape == ours.shape else kinds)
+    logits = ours * scale + offset
+    np.testing.assert_allclose(logits, out.logits.numpy(), atol=2e-5)
+    assert np.abs(np.asarray(ours) - np.asarray(logits)).max() > 1e-2
+    losses = {"multi_label": lambda: binary_cross_entropy(logits, targets).mean() / 3,
+              "regression": lambda: squared_error(logits, targets).mean()}  # fmt: skip
+    wanted = losses.get(task, lambda: cross_entropy(logits, targets).mean())()
+    np.testing.assert_allclose(wanted, float(out.loss), rtol=1e-5)
