@@ -15,7 +15,6 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.stages import finetuning, training
 from lepton_jax.train.logging import read_metrics
 
-
 pytestmark = pytest.mark.once  # the programs are those of `test_stages.py`, which runs on both
 
 
