@@ -3,7 +3,8 @@
     python experiments/results.py --runs=runs [--names=trec_coarse,sms_spam]
 
 Each row is a folder in `--runs` with a summary of the stage "finetune": the task's main metric of the baseline, of the
-model (mean and standard deviation over its seeds, 95% interval of the mean by resampling examples and seeds), and of the
+model (mean and standard deviation over its seeds, 95% interval of the mean by resampling examples and seeds), and of
+the
 int8 model; how many examples it was trained and tested on; the calibration error; and the wall time of all seeds. Under
 it are the sources out of domain.
 
@@ -61,8 +62,8 @@ def rows_of(folder: Path) -> list[list[str]]:
         spread = f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
         rows.append(
             [f"  on {short}", metric, f"{source['examples']:,}", "" if other is None else f"{100 * other:.1f}",
-             f"{np.mean(found):.1f}{spread}", "", "" if other is None else f"{np.mean(found) - 100 * other:+.1f}", "", "",
-             ""]
+             f"{np.mean(found):.1f}{spread}", "", "" if other is None else f"{np.mean(found) - 100 * other:+.1f}", "",
+             "", ""]
         )  # fmt: skip
     return rows
 
