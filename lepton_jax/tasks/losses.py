@@ -70,7 +70,9 @@ def binary_cross_entropy(
     for sign, share in ((1.0, targets), (-1.0, 1 - targets)):
         logs = jax.nn.log_sigmoid(sign * logits)
         terms -= share * (logs if not gamma else logs * jnp.maximum(-jnp.expm1(logs), _TINY) ** gamma)
-    return terms @ jnp.asarray(weights or (1.0,) * terms.shape[-1], jnp.float32)
+    if weights is not None:  # a product of matrices would round to fewer bits on GPUs and TPUs
+        terms *= jnp.broadcast_to(jnp.asarray(weights, jnp.float32), terms.shape)
+    return terms.sum(-1)
 
 
 def balanced(targets: np.ndarray | Sequence[np.ndarray], num_classes: int) -> tuple[float, ...]:

@@ -57,6 +57,13 @@ def test_classification_losses_equal_a_slow_reference(loss, slow, options):
         assert np.abs(found - loss(LOGITS, targets)).max() > 1e-2
 
 
+@pytest.mark.parametrize("loss", [cross_entropy, binary_cross_entropy])
+def test_no_loss_is_a_product_of_matrices(loss):
+    """Which GPUs and TPUs compute in fewer bits than float32 has."""
+    program = jax.make_jaxpr(lambda logits: loss(logits, TARGETS[loss], 0.1, 2.0, (0.5, 2.0, 3.0)))(LOGITS)
+    assert "log" in str(program) and "dot_general" not in str(program)
+
+
 def test_balanced_weights_are_those_of_scikit_learn():
     from sklearn.utils.class_weight import compute_class_weight
 

@@ -65,6 +65,12 @@ def test_sharding_and_freezing_reduce_the_state_of_a_device(make):
     assert (whole.state_gib - frozen.state_gib) * GIB == pytest.approx(saved, abs=64)
 
 
+def test_a_frozen_layer_of_a_stack_is_not_trained(make):
+    config, mesh, task, model = make("data=8", optim=OptimConfig(frozen=("layers_0/",)))
+    found, layers = forecast(config, mesh, task, model), trees.count(abstract_params(model)["layers"])
+    assert found.parameters - found.trainable_parameters == layers // 2 > 0
+
+
 def test_what_does_not_fit_says_so(make, monkeypatch):
     monkeypatch.setattr(module, "available_bytes", lambda mesh: 100_000)
     arguments = make("data=8")
