@@ -10,9 +10,9 @@ import pytest
 
 from lepton_jax.core import rng as rngs
 from lepton_jax.core.errors import UserError
-from lepton_jax.data.batches import evaluation_batches
+from lepton_jax.data.batches import evaluation_batches, evaluation_order
 from lepton_jax.data.rows import Rows
-from lepton_jax.train.evaluate import make_evaluate
+from lepton_jax.train.evaluate import make_evaluate, make_outputs
 
 RNG = np.random.default_rng(0)
 ROWS = [RNG.integers(5, 64, size).astype(np.int32) for size in RNG.integers(3, 13, 21)]
@@ -107,3 +107,20 @@ def test_evaluation_has_no_dropout(training):
 def test_without_a_batch_the_data_are_to_blame(training):
     with pytest.raises(UserError, match="validation data"):
         evaluator(training("classification"))({}, [])
+
+
+@pytest.mark.parametrize("shape", ["", "data=4,fsdp=2", "data=2,tensor=2,sequence=2"])
+def test_the_outputs_of_each_row_come_once_and_in_its_place_on_any_mesh(training, shape):
+    setup, rows = training("classification", shape), Rows(ROWS, LABELS)
+    params = setup.start().params
+    wanted = []
+    for ids in ROWS:  # one by one, without any padding
+        apply = setup.model.apply({"params": jax.device_get(params)}, ids[None], np.ones((1, len(ids)), np.int32))
+        wanted.append(np.asarray(apply["logits"])[0])
+    assert np.ptp(wanted, axis=0).min() > 0.1, "rows must differ"
+    outputs = make_outputs(setup.task, setup.model, setup.mesh)
+    for size, buckets in ((8, ()), (16, (6, 12)), (24, (4, 8, 12))):
+        made = list(evaluation_batches(rows, size, 12, pack=False, buckets=buckets, pad_id=0))
+        found = outputs(params, made, evaluation_order(rows, buckets))
+        assert len(found) == 21
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
