@@ -56,6 +56,12 @@ def test_windows_overlap_by_half_and_leave_room_around_each_word():
         assert window.places.min() >= 2 + 5 and window.places.max() <= 2 + 14
 
 
+def test_what_comes_before_the_first_word_is_in_the_first_window():
+    row, words = make_row([1] * 20, blanks=4)
+    first, *_, last = windows.cut(row, words, 13)
+    assert first.ids[2:-1].tolist() == list(range(102, 112)) and last.ids[-2] == row.ids[-2]
+
+
 def test_windows_end_between_words():
     row, words = make_row([3] * 20)
     found = windows.cut(row, words, 3 + 10)
