@@ -32,7 +32,8 @@ def compare(
     """
     aligned = [_align(*pair) for pair in runs]
     drawn = [tuple(figures(kind, side) for side in pair) for pair in aligned]
-    everything, summary = np.arange(len(aligned[0][0])), {"examples": len(aligned[0][0])}
+    everything = np.arange(len(aligned[0][0]))
+    summary: dict[str, Any] = {"examples": len(everything)}
     for name in drawn[0][0]:
         a, b = (float(np.mean([pair[side][name](everything) for pair in drawn])) for side in (0, 1))
         differences = [

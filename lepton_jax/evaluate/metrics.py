@@ -82,8 +82,8 @@ def regression(predictions: Float[np.ndarray, "n"], targets: Float[np.ndarray, "
         "mean_squared_error": error,
         "mean_absolute_error": float(metrics.mean_absolute_error(targets, predictions)),
         "r2": _defined(lambda: metrics.r2_score(targets, predictions)),
-        "pearson": _defined(lambda: stats.pearsonr(predictions, targets).statistic),
-        "spearman": _defined(lambda: stats.spearmanr(predictions, targets).statistic),
+        "pearson": _defined(lambda: stats.pearsonr(predictions, targets)[0]),
+        "spearman": _defined(lambda: stats.spearmanr(predictions, targets)[0]),
     }
 
 
@@ -101,11 +101,10 @@ def spans(wanted: Sequence[Spans], predicted: Sequence[Spans]) -> Metrics:
     pairs = [_character_tags(*each) for each in zip(wanted, predicted, strict=True)]
     tags = [[pair[side] for pair in pairs] for side in (0, 1)]
     options: Any = {"mode": "strict", "scheme": IOB2, "zero_division": 0}
-    return {
-        "precision": float(metrics.precision_score(*tags, **options)),
-        "recall": float(metrics.recall_score(*tags, **options)),
-        "f1": float(metrics.f1_score(*tags, **options)),
-    }
+    scores: dict[str, Any] = {
+        "precision": metrics.precision_score, "recall": metrics.recall_score, "f1": metrics.f1_score
+    }  # fmt: skip
+    return {name: float(score(*tags, **options)) for name, score in scores.items()}
 
 
 def _character_tags(*sides: Spans) -> list[list[str]]:

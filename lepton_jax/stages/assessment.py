@@ -162,7 +162,8 @@ class Judge:
     def slices(self, part: Part, outputs: Outputs) -> list[dict[str, Any]]:
         """Returns results by length, label and source, see `evaluate.slices`."""
         examples = part.examples
-        sources = examples.sources and [examples.source_names[number] for number in examples.sources]
+        names = examples.source_names
+        sources = [names[number] for number in examples.sources or ()] if len(names) > 1 else None
         shown = {
             "classes": ("accuracy", "macro_f1"), "sets": ("exact_match", "micro_f1"),
             "numbers": ("mean_squared_error", "spearman"), "spans": ("precision", "recall", "f1"),
@@ -176,7 +177,7 @@ class Judge:
             measure,
             lengths=list(map(len, examples.texts)),
             labels=examples.labels if self.kind == "classes" else None,
-            sources=sources or None,
+            sources=sources,
         )
 
     def _spans(self, part: Part, logits: list[np.ndarray]) -> list[list[tuple[int, int, str, float]]]:
@@ -226,8 +227,8 @@ def measure_baseline(card: hub.Card, parts: Mapping[str, Part], names: Sequence[
                 found.append(row)
             return found
     else:
-        labelled: Any = [(texts_of(part), part.rows.labels) for part in (train, validation)]
-        predict = baseline.fit_texts(judge.kind, *labelled, card.num_outputs)
+        examples, held_out = [(texts_of(part), cast(np.ndarray, part.rows.labels)) for part in (train, validation)]
+        predict = baseline.fit_texts(judge.kind, examples, held_out, card.num_outputs)
 
         def outputs(part: Part) -> Outputs:
             return list(predict(texts_of(part)))

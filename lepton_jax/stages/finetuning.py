@@ -171,10 +171,10 @@ class _Tuning:
             processes.on_first(lambda: _write_lines(folder / "int8" / "predictions.jsonl", quantised))
             summary, predictor = _named("int8", figures), int8
         if texts := self.config.infer.texts:
-            shown = [
-                dict(zip(("text", "prediction", "score"), (text, *readings.in_short(out)), strict=True))
-                for text, out in zip(texts, predictor(texts), strict=True)
-            ]
+            shown: list[Line] = []
+            for text, out in zip(texts, predictor(texts), strict=True):
+                guess, score = readings.in_short(out)
+                shown.append({"text": text, "prediction": guess, "score": score})
             processes.on_first(lambda: _write_lines(folder / "examples.jsonl", shown))
         return summary
 
@@ -185,11 +185,14 @@ def _together(config: Config, summaries: Sequence[Summary], folders: Sequence[Pa
     runs = [workdir.read_jsonl(folder / "predictions.jsonl") for folder in folders]
     summary: Summary = {name: summaries[0][name] for name in ("finetune.evaluated_on", "finetune.data")}
     for name, value in summaries[0].items():
-        values = [each.get(name) for each in summaries]
+        values: Any = [each.get(name) for each in summaries]
         if isinstance(value, (int, float)) and name != "wall_seconds" and None not in values:
             summary[name] = float(np.mean(values))
-            if name.partition(".")[2] in names or name.startswith("int8."):
+            if name.partition(".")[2] in names:
                 summary[f"{name}_std"] = float(np.std(values, ddof=1))
+    if "finetune.out_of_domain" in summaries[0]:
+        tables = [each["finetune.out_of_domain"] for each in summaries]
+        summary["finetune.out_of_domain"] = [_mean(rows) for rows in zip(*tables, strict=True)]
     drawn = [lines.figures(kind, run) for run in runs]
     for name in drawn[0]:
         bounds = intervals.interval([figures[name] for figures in drawn], len(runs[0]))
@@ -199,6 +202,15 @@ def _together(config: Config, summaries: Sequence[Summary], folders: Sequence[Pa
     chosen = max(range(len(folders)), key=lambda run: sign * _validated(folders[run], best, sign))
     seeds = [{"seed": config.train.seed + run, **_own(each)} for run, each in enumerate(summaries)]
     return summary | {"finetune.best_seed": config.train.seed + chosen, "finetune.seeds": seeds}
+
+
+def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns what all rows have in common, and the mean of their numbers."""
+    shared = [name for name in rows[0] if all(name in row for row in rows)]
+    return {
+        name: float(np.mean([row[name] for row in rows])) if isinstance(rows[0][name], float) else rows[0][name]
+        for name in shared
+    }
 
 
 def _validated(folder: Path, metric: str, sign: int) -> float:

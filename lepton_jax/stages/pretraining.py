@@ -23,7 +23,7 @@ def pretrain(config: Config, folder: Path, mesh: Mesh) -> Summary:
     with processes.in_turn():
         data = splits.load_splits(config.data, None)
         tokenizer = tokenizers.from_config(config.data, data.train.texts)
-        card = plan.make_card(config, config.task.name, tokenizer)
+        card = plan.make_card(config, plan.head_of(config.task), tokenizer)
         common = (config.mesh.workers, jax.process_index() > 0, config.task.name != "causal_lm")
         mixture, measured = mixtures.encode(config.data, data.train, tokenizer, card.max_length, *common)
         held_out = shards.encode_documents(
