@@ -19,7 +19,7 @@ from lepton_jax.config import InferConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.rows import Rows, encode_examples
 from lepton_jax.data.spans import Word, words_of
-from lepton_jax.infer import readings
+from lepton_jax.infer import readings, windows
 from lepton_jax.infer.readings import Prediction
 from lepton_jax.models.transformer import Transformer, unstack
 
@@ -78,13 +78,18 @@ class Predictor:
         A classifier gives `{"label": str, "score": float, "scores": {label: float}}`, a multi-label one
         `{"labels": [str], "scores": {label: float}}` with those above 0.5, a regressor `{"score": float}`, a token
         classifier `{"entities": [{"start": int, "end": int, "label": str, "score": float, "text": str}]}` with
-        character offsets. Scores of labels are probabilities. What lies beyond the model's length is not looked at.
+        character offsets. Scores of labels are probabilities.
+
+        A token classifier reads a text of any length, in windows that overlap, see `windows.cut`. Otherwise, and where
+        texts have pairs, what lies beyond the model's length is not looked at.
 
         Raises:
           UserError: `texts` or `pairs` is one string, an element is not a string, or they are not as many.
         """
-        outputs, words = self._run(texts, pairs)
-        return readings.read(self.card, outputs, texts, words)
+        if self.card.head == "token_classification" and pairs is None:
+            return self._read_in_windows(texts)
+        rows, words = self.encode(texts, pairs)
+        return readings.read(self.card, self._run(rows), texts, words)
 
     def scores(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
         """Returns float64 [len(texts), C] of a head over whole texts: probabilities of the labels, or the number.
@@ -94,15 +99,29 @@ class Predictor:
         """
         if self.card.head == "token_classification":
             raise UserError("predictor.scores(texts): a token classifier has no scores of whole texts; call it instead")
-        outputs, _ = self._run(texts, pairs)
+        outputs = self.outputs(texts, pairs)
         return readings.scores(self.card, np.stack(outputs) if outputs else np.zeros((0, self.card.num_outputs)))
 
     def outputs(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[np.ndarray]:
-        """Returns what the head gives for each text, float32 [C], or [T, C] of its tokens, before `card.scale`."""
-        return self._run(texts, pairs)[0]
+        """Returns what the head gives for each text, float32 [C], or [T, C] of its tokens, before `card.scale`.
 
-    def _run(self, texts: Sequence[str], pairs: Sequence[str] | None) -> tuple[list[np.ndarray], list[list[Word]]]:
-        rows, words = self.encode(texts, pairs)
+        The rows are those of `encode`, so that tokens beyond the model's length have none; T counts padding, too.
+        """
+        return self._run(self.encode(texts, pairs)[0])
+
+    def _read_in_windows(self, texts: Sequence[str]) -> list[Prediction]:
+        _check(texts, None)
+        encoded = self.tokenizer.rows(texts)
+        words = [words_of(row, text) for row, text in zip(encoded, texts, strict=True)]
+        cuts = [windows.cut(row, own, self.max_length) for row, own in zip(encoded, words, strict=True)]
+        outputs = iter(self._run(Rows([window.ids for own in cuts for window in own])))
+        whole = [
+            windows.join(own, [next(outputs) for _ in own], len(row), self.card.num_outputs)
+            for row, own in zip(encoded, cuts, strict=True)
+        ]
+        return readings.read(self.card, whole, texts, words)
+
+    def _run(self, rows: Rows) -> list[np.ndarray]:
         order = np.argsort(rows.lengths, kind="stable").tolist()
         pending = []
         for start in range(0, len(order), self.batch_size):
@@ -112,18 +131,11 @@ class Predictor:
         for chosen, out in pending:
             for row, own in zip(chosen, np.asarray(out), strict=False):
                 outputs[row] = own
-        return outputs, words
+        return outputs
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> tuple[Rows, list[list[Word]]]:
-        """Returns texts as rows of tokens, and for a token classifier the words of each."""
-        for name, given in (("texts", texts), ("pairs", pairs)):
-            if isinstance(given, str):
-                raise UserError(f"predictor(texts): {name} must be a sequence of strings, not one string")
-            for index, text in enumerate(given or ()):
-                if not isinstance(text, str):
-                    raise UserError(f"predictor(texts): {name}[{index}] is {type(text).__name__}, not a string")
-        if pairs is not None and len(pairs) != len(texts):
-            raise UserError(f"predictor(texts, pairs): {len(texts)} texts, {len(pairs)} pairs; one each")
+        """Returns texts as rows of at most the model's length, and for a token classifier the words that each shows."""
+        _check(texts, pairs)
         if pairs is None and self.card.head == "classification":
             return Rows(encode_examples(self.tokenizer, texts, self.max_length)), []
         encoded = self.tokenizer.rows(texts, pairs, self.max_length)
@@ -164,6 +176,17 @@ def forward(
     lowered and read."""
     out: Any = model.apply({"params": params}, token_ids, attention_mask, token_type_ids=token_type_ids, packed=False)
     return out["logits"].astype(jnp.float32)
+
+
+def _check(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+    for name, given in (("texts", texts), ("pairs", pairs)):
+        if isinstance(given, str):
+            raise UserError(f"predictor(texts): {name} must be a sequence of strings, not one string")
+        for index, text in enumerate(() if given is None else given):
+            if not isinstance(text, str):
+                raise UserError(f"predictor(texts): {name}[{index}] is {type(text).__name__}, not a string")
+    if pairs is not None and len(pairs) != len(texts):
+        raise UserError(f"predictor(texts, pairs): {len(texts)} texts, {len(pairs)} pairs; one each")
 
 
 def convert(bundle: hub.Bundle, precision: Precision) -> Any:

@@ -24,10 +24,10 @@ TEXTS = [
 LABELS = bio_labels(("PER", "LOC"))
 
 
-@pytest.fixture(scope="module", params=["unigram", "wordpiece", "bytes"])
+@pytest.fixture(scope="module", params=["unigram", "char", "wordpiece", "bytes"])
 def tokenizer(request, cache):
-    if request.param == "unigram":
-        return tokenizers.train(TEXTS * 20, size=330, cache=cache)
+    if request.param in ("unigram", "char"):
+        return tokenizers.train(TEXTS * 20, request.param, size=330, cache=cache)
     if request.param == "wordpiece":
         pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(chr, range(33, 127)), *"在北京的李明年去了公司。"]
         vocabulary = [*pieces, *(f"##{chr(code)}" for code in range(97, 123)), "new", "york", "mer", "##kel", "angela"]
@@ -81,6 +81,34 @@ def test_spans_of_whole_words_survive_the_way_to_classes_and_back(tokenizer, dat
     assert unreachable(words, spans) == 0 and (classes >= 0).sum() == len(words)
     found = decode(words, one_hot(classes, len(encoded)), LABELS)
     assert [span[:3] for span in found] == spans and all(span[3] == 0.75 for span in found)
+
+
+ODD = ("ab XY ,.'09\t\n\u00e9\u0130\u00df\u4e66\u597d\uff0c\u3000\u00a0\u200b\u200d\u2581\U0001f600\u0301\ufb01\u2460"
+       "\u0e33\u1100\u1161\u00ad\x00\ufffd\u2028[]<>/\uff21\u0936\u093f\U0001f468\ufe0f")  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(text=st.text(ODD, max_size=20))
+def test_words_of_any_text_are_parts_of_it_in_order(tokenizer, text):
+    (encoded,) = tokenizer.rows([text])
+    words = words_of(encoded, text)
+    assert all(text[word.start : word.end].strip() == text[word.start : word.end] != "" for word in words)
+    assert all(a.end <= b.start and a.first < b.first for a, b in itertools.pairwise(words))
+    for word in words:
+        start, end = encoded.offsets[word.first]
+        assert encoded.sequence[word.first] == 0 and start <= word.start < end
+    spans = [(word.start, word.end, "PER") for word in words[::2]]
+    found = decode(words, one_hot(align(words, len(encoded), spans, LABELS), len(encoded)), LABELS)
+    assert [span[:3] for span in found] == spans and unreachable(words, spans) == 0
+
+
+def test_each_chinese_character_can_begin_and_end_a_span_with_a_vocabulary_of_characters(cache):
+    text = "\u5728\u5317\u4eac\u7684\u674e\u660e"
+    spans = [(1, 3, "LOC"), (4, 6, "PER")]
+    chars = tokenizers.train(TEXTS * 20, "char", size=330, cache=cache)
+    assert unreachable(words_of(chars.rows([text])[0], text), spans) == 0
+    longer = tokenizers.train([text] * 50 + ["a b c"], "bpe", size=273, cache=cache)
+    assert unreachable(words_of(longer.rows([text])[0], text), spans) > 0, "pieces of several characters do not"
 
 
 def test_what_is_cut_off_or_within_a_word_is_counted(tokenizer):

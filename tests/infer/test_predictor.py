@@ -15,7 +15,8 @@ from lepton_jax.config import InferConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.core.weights import Int8
 from lepton_jax.data.rows import Rows
-from lepton_jax.infer import Predictor
+from lepton_jax.data.spans import decode, words_of
+from lepton_jax.infer import Predictor, readings
 from lepton_jax.infer.predictor import speedup
 
 SMALL = InferConfig(lengths=(4, 8), batch_size=4)  # and 16, the model's length
@@ -187,3 +188,137 @@ def test_speedup_is_a_ratio_of_times(make_bundle):
 
     other.forward = slow
     assert 0 < speedup(one, other, texts, repeats=3) < value
+
+
+BIO = ("O", "B-A", "I-A", "B-B", "I-B")
+LONG = " ".join(make_texts(8, seed=5))
+
+
+def by_id(params, token_ids, mask, table):
+    """Stands in for a model: the logits of a token are the entry of its id, whatever is around it."""
+    return jnp.asarray(table)[token_ids]
+
+
+def test_entities_are_where_the_model_sees_them(make_bundle, make_predictor):
+    bundle = make_bundle("token_classification", BIO)
+    predictor, texts = make_predictor(head="token_classification", labels=BIO), ["", "ab cd", *make_texts(12), "  "]
+    out = predictor(texts)
+    assert len(out) == 15 and out[0] == out[-1] == {"entities": []}
+    assert {each["label"] for one in out for each in one["entities"]} == {"A", "B"}
+    for text, one in zip(texts, out, strict=True):
+        ends = [0]
+        for each in one["entities"]:
+            assert list(each) == ["start", "end", "label", "score", "text"]
+            assert each["text"] == text[each["start"] : each["end"]] == each["text"].strip() != ""
+            assert 0.2 < each["score"] <= 1 and each["start"] >= ends[-1]
+            ends.append(each["end"])
+    row = next(row for row, one in zip(bundle.tokenizer.rows(texts), out, strict=True) if one["entities"])
+    text, one = next((text, one) for text, one in zip(texts, out, strict=True) if one["entities"])
+    assert len(row) <= 16, "in one row of the model"
+    logits = bundle.model.apply({"params": bundle.params}, jnp.asarray(row.ids)[None])["logits"][0]
+    expected = decode(words_of(row, text), np.asarray(jax.nn.softmax(logits)), BIO)
+    assert [(each["start"], each["end"], each["label"]) for each in one["entities"]] == [span[:3] for span in expected]
+    np.testing.assert_allclose([each["score"] for each in one["entities"]], [span[3] for span in expected], atol=1e-5)
+    np.testing.assert_allclose(predictor.outputs([text])[0][: len(row)], logits, atol=1e-5)
+    with pytest.raises(UserError, match="a token classifier has no scores of whole texts; call it instead"):
+        predictor.scores(texts)
+
+
+def test_a_text_longer_than_the_model_is_read_to_its_end(make_bundle):
+    """A model that looks at single tokens says the same of a long text as of each of its words."""
+    bundle = make_bundle("token_classification", BIO)
+    predictor = Predictor(bundle, config=SMALL)
+    table = np.random.default_rng(0).normal(size=(bundle.config.vocab_size, 5)).astype(np.float32)
+    predictor.forward = functools.partial(by_id, table=table)
+    (row,) = bundle.tokenizer.rows([LONG])
+    assert len(row) > 3 * predictor.max_length
+    words = words_of(row, LONG)
+    scores = np.exp(table) / np.exp(table).sum(-1, keepdims=True)
+    expected = decode(words, scores[row.ids], BIO)
+    entities = predictor([LONG, "ab"])[0]["entities"]
+    assert [(each["start"], each["end"], each["label"]) for each in entities] == [span[:3] for span in expected]
+    np.testing.assert_allclose([each["score"] for each in entities], [span[3] for span in expected], rtol=1e-6)
+    assert len(expected) > 5 and expected[-1][0] > 0.8 * len(LONG)
+    short = words_of(bundle.tokenizer.rows([LONG], max_length=16)[0], LONG)
+    assert max(each["end"] for each in entities) > 3 * short[-1].end
+    with_pair = predictor([LONG], ["ab"])[0]["entities"]  # a pair is one row
+    assert max(each["end"] for each in with_pair) <= short[-1].end
+    assert predictor.outputs([LONG])[0].shape == (16, 5)
+
+
+def test_windows_change_nothing_for_a_text_that_fits(make_predictor):
+    predictor = make_predictor(head="token_classification", labels=BIO)
+    texts = [text for text in make_texts() if len(predictor.tokenizer.rows([text])[0]) <= 16]
+    assert 5 < len(texts) < 37
+    rows, words = predictor.encode(texts)
+    assert max(map(len, rows.ids)) > 8
+    plain = readings.read(predictor.card, predictor.outputs(texts), texts, words)
+    found = predictor(texts)
+    assert any(one["entities"] for one in plain)
+    for one, other in zip(found, plain, strict=True):
+        assert [{**each, "score": 0} for each in one["entities"]] == [
+            {**each, "score": 0} for each in other["entities"]
+        ]
+        np.testing.assert_allclose(*([each["score"] for each in part["entities"]] for part in (one, other)), atol=1e-5)
+
+
+def test_labels_of_a_set_are_those_above_one_half(make_predictor):
+    texts = make_texts()
+    out = make_predictor(task="multi_label")(texts)
+    counts = {len(one["labels"]) for one in out}
+    assert len(counts) > 1
+    for one, row in zip(out, make_predictor(task="multi_label").scores(texts), strict=True):
+        assert list(one) == ["labels", "scores"] and list(one["scores"].values()) == row.tolist()
+        assert one["labels"] == [name for name, score in one["scores"].items() if score > 0.5]
+
+
+@pytest.mark.parametrize("types", [0, 2])
+def test_a_pair_is_one_row_with_token_types_where_the_model_has_them(make_bundle, types):
+    bundle = make_bundle(type_vocab_size=types)
+    predictor, first, second = Predictor(bundle, config=SMALL), ["abc", "", "a b"], ["de f", "abc", ""]
+    scores = predictor.scores(first, second)
+    for number, row in enumerate(bundle.tokenizer.rows(first, second, 16)):
+        kinds = jnp.asarray(row.type_ids)[None] if types else None
+        ids = jnp.asarray(row.ids)[None]
+        logits = bundle.model.apply({"params": bundle.params}, ids, token_type_ids=kinds)["logits"]
+        np.testing.assert_allclose(scores[number], jax.nn.softmax(logits)[0], atol=1e-5)
+    assert np.abs(scores - predictor.scores(second, first)).max() > 1e-3
+    assert np.abs(scores - predictor.scores(first)).max() > 1e-3
+    if types:
+        untyped = jax.nn.softmax(bundle.model.apply({"params": bundle.params}, ids)["logits"])
+        assert np.abs(scores[-1] - untyped[0]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["a"], "2 texts, 1 pairs; one each"),
+        ([], "2 texts, 0 pairs; one each"),
+        ("ab", "pairs must be a sequence of strings, not one string"),
+        (["a", None], r"pairs\[1\] is NoneType, not a string"),
+    ],
+)
+@pytest.mark.parametrize("head", ["classification", "token_classification"])
+def test_pairs_that_are_none_are_refused(make_predictor, head, pairs, message):
+    predictor = make_predictor() if head == "classification" else make_predictor(head=head, labels=BIO)
+    with pytest.raises(UserError, match=message):
+        predictor(["a", "b"], pairs)
+
+
+@pytest.mark.parametrize("labels", [("LABEL_0", "LABEL_1", "x", "O", "B-"), ("O", "S-A", "B-A", "E-A", "I-A"), BIO])
+def test_labels_of_any_form_can_be_read(make_predictor, labels):
+    predictor = make_predictor(head="token_classification", labels=labels)
+    names = {each["label"] for one in predictor(make_texts()) for each in one["entities"]}
+    kinds = {"O": None, "B-A": "A", "I-A": "A", "B-B": "B", "I-B": "B", "B-": ""}
+    assert len(names) > 1 and names <= {kinds.get(label, label) for label in labels} - {None}
+
+
+def test_a_scale_of_the_card_sharpens_scores_and_changes_no_label(make_bundle):
+    bundle = make_bundle("token_classification", BIO)
+    sharp = dataclasses.replace(bundle, card=dataclasses.replace(bundle.card, scale=4.0))
+    texts = make_texts(8)
+    one, other = (
+        [each for out in Predictor(b, config=SMALL)(texts) for each in out["entities"]] for b in (bundle, sharp)
+    )
+    assert [each["text"] for each in one] == [each["text"] for each in other]
+    assert np.mean([each["score"] for each in other]) > np.mean([each["score"] for each in one]) + 0.05

@@ -171,7 +171,6 @@ def train(
             model_type=model_type,
             vocab_size=size,
             byte_fallback=byte_fallback,
-            hard_vocab_limit=model_type != "char",
             character_coverage=0.9995,
             normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
             num_threads=_THREADS,

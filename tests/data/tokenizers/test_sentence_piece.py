@@ -121,6 +121,33 @@ def test_lowercase_folds_case_and_its_absence_keeps_it(tokenizer, cache):
     assert cased.decode(cased.encode([wide])[0]) == "AB 1"
 
 
+def test_a_vocabulary_of_characters_has_a_token_for_each_of_them(tokenizer, cache):
+    texts = [*corpus(), "\u623f\u95f4\u5f88\u5e72\u51c0\uff0c 10 caf\u00e9s."] * 2
+    chars = train(texts, "char", size=8192, cache=cache)
+    pieces = [chars._processor.IdToPiece(token) for token in range(chars.vocab_size)]
+    assert {len(piece) for piece in pieces[5 + 256 :]} == {1} and 5 + 256 + 20 < len(pieces) < 400, (
+        "no more than there are"
+    )
+    text = "\u6211\u4eec\u597d Abc."
+    (row,) = chars.rows([text])
+    surfaces = [text[start:end] for start, end in row.offsets[1:-1].tolist()]
+    assert surfaces == ["", *text], "the first marks the beginning"
+    starts = chars.word_starts[row.ids[1:-1]]
+    assert starts.tolist() == [True] * 5 + [False] * 3 + [True], "characters, the mark of a space, and the full stop"
+    assert len(tokenizer.rows([text])[0]) < len(row)
+    assert chars.decode(row.ids) == text.lower()
+
+
+def test_the_size_of_a_vocabulary_of_characters_is_a_limit(cache):
+    many = ["".join(map(chr, range(0x4E00, 0x4E00 + count))) for count in range(1, 200)]  # the first are most frequent
+    whole, limited = (train(many, "char", size=size, cache=cache) for size in (8192, 300))
+    assert whole.vocab_size > 400 and limited.vocab_size == 300
+    assert len(limited.encode(["\u4e00\u4e01"])[0]) == 1 + 2
+    assert len(limited.encode([chr(0x4E00 + 150)])[0]) == 1 + 3, "the others are bytes"
+    config = DataConfig(tokenizer="char", tokenizer_size=300, cache=cache)
+    assert from_config(config, many).fingerprint == limited.fingerprint
+
+
 def test_training_is_deterministic_and_cached_by_content(tokenizer, cache, tmp_path, monkeypatch):
     assert train(corpus(), size=500, cache=str(tmp_path)).fingerprint == tokenizer.fingerprint
     others = [train(corpus(1), size=500, cache=cache), train(corpus(), "bpe", size=500, cache=cache)]

@@ -1,0 +1,69 @@
+"""Entities against the pipeline of `transformers` with PyTorch, where the first token of a word decides about it."""
+
+from __future__ import annotations
+
+import random
+import string
+
+import numpy as np
+import pytest
+
+from lepton_jax import infer
+from lepton_jax.config import InferConfig
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+SYLLABLES = ["ka", "lo", "mer", "tin", "ba", "su"]
+TEXTS = [
+    "",
+    "Merba (Kalo) met Su's friend at 10:30, in Tin-Ba.",
+    "  two  spaces\tand a tab ",
+    "caf\u00e9 in z\u00fcrich",
+]
+TEXTS += ["\u5728\u5317\u4eac and merlo\uff0c ok"]
+
+
+def make_texts() -> list[str]:
+    draw = random.Random(0)
+    words = ["".join(draw.choices(SYLLABLES, k=draw.randint(1, 3))) for _ in range(30)]
+    return [*TEXTS, *(" ".join(draw.choices([*words, ",", "."], k=draw.randint(3, 14))) for _ in range(30))]
+
+
+@pytest.mark.parametrize("labels", [("O", "B-LOC", "I-LOC", "B-PER", "I-PER"), ("LABEL_0", "O", "NAME")])
+def test_entities_are_those_of_the_pipeline(tmp_path, labels):
+    letters = [*string.digits, *string.punctuation, *string.ascii_lowercase, "\u5728", "\u5317", "\uff0c"]
+    suffixes = [f"##{piece}" for piece in [*string.ascii_lowercase, *SYLLABLES]]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *suffixes, *SYLLABLES]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary), max_position_embeddings=64, initializer_range=0.5, **sizes,
+        id2label=dict(enumerate(labels)), label2id={label: number for number, label in enumerate(labels)},
+    )  # fmt: skip
+    theirs = transformers.BertForTokenClassification(config).eval()
+    with torch.no_grad():
+        theirs.classifier.weight *= 2
+    theirs.save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    pipeline = transformers.pipeline(
+        "token-classification", model=theirs, tokenizer=tokenizer, aggregation_strategy="first"
+    )
+    predictor = infer.load(tmp_path, config=InferConfig(lengths=(16, 32)))
+    texts = make_texts()
+    assert max(map(len, predictor.tokenizer.rows(texts))) > 16
+    found, scores = {"ours": [], "theirs": []}, {"ours": [], "theirs": []}
+    for text, one in zip(texts, predictor(texts), strict=True):
+        for name, entities in (("ours", one["entities"]), ("theirs", pipeline(text) if text else [])):
+            key = "label" if name == "ours" else "entity_group"
+            found[name].append([(each["start"], each["end"], each[key]) for each in entities])
+            scores[name] += [float(each["score"]) for each in entities]
+    assert found["ours"] == found["theirs"]
+    np.testing.assert_allclose(scores["ours"], scores["theirs"], atol=2e-5)
+    spans = [
+        (text[start:end], kind) for text, own in zip(texts, found["ours"], strict=True) for start, end, kind in own
+    ]
+    assert {kind for _, kind in spans} == ({"LOC", "PER"} if "B-LOC" in labels else {"LABEL_0", "NAME"})
+    assert sum(" " in covered for covered, _ in spans) > 5, "spans of several words"
+    assert len({round(score, 3) for score in scores["ours"]}) > 20 and min(scores["ours"]) < 0.6
