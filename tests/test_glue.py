@@ -15,6 +15,8 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.data.splits import load_splits
 from lepton_jax.stages.assessment import KINDS
 
+pytestmark = pytest.mark.once
+
 RECIPE = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "glue.py"))
 TASKS, get_config = RECIPE["TASKS"], RECIPE["get_config"]
 ROWS = {"train": 12, "dev": 6, "test": 4}

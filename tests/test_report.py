@@ -16,6 +16,8 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.report import examples_table, summary_table, write_report
 from lepton_jax.train.logging import MetricsLogger
 
+pytestmark = pytest.mark.once
+
 SUMMARY = {
     "pretrain.loss_first": 9.01234,
     "pretrain.tokens_per_second": 18234.2,

@@ -20,6 +20,8 @@ from lepton_jax.data.identity import normalise
 from lepton_jax.data.sources import load
 from lepton_jax.data.splits import Splits, load_splits
 
+pytestmark = pytest.mark.once
+
 # Rows of each split, and of each label (or type of span) in train. They change only with a builder's version.
 GOLDEN = {
     "movie_sentiment": ((8424, 548, 1594), {"positive": 4194, "negative": 4230}),

@@ -9,6 +9,8 @@ import pytest
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.cache import cache_folder, content_hash, locked, replacing
 
+pytestmark = pytest.mark.once
+
 
 def test_cache_folder_prefers_the_argument_then_the_environment_then_the_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

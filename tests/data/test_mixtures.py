@@ -12,6 +12,8 @@ from lepton_jax.data import mixtures
 from lepton_jax.data.batches import training_batches
 from lepton_jax.data.splits import load_splits
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def config(tmp_path):

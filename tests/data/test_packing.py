@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from lepton_jax.data.batches import packed_share
 from lepton_jax.data.packing import Packer
 
+pytestmark = pytest.mark.once
+
 LENGTH = 12
 sizes_of = st.lists(st.integers(1, LENGTH), max_size=200)
 

@@ -14,6 +14,8 @@ import pytest
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.registry import fetch, read_member
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def index(tmp_path, monkeypatch) -> Path:

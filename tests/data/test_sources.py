@@ -15,6 +15,8 @@ from lepton_jax.data import tfds_sets
 from lepton_jax.data.sources import load, split_spec
 from lepton_jax.data.tfds_sets import class_names, own_splits
 
+pytestmark = pytest.mark.once
+
 
 class ToyReviews(tfds.core.GeneratorBasedBuilder):
     """A set with one text feature that is not called text, and a test split that hides its labels, like GLUE's."""

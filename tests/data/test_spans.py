@@ -14,6 +14,8 @@ from lepton_jax.data import tokenizers
 from lepton_jax.data.spans import align, bio_labels, decode, from_tags, join_words, unreachable, words_of
 from lepton_jax.data.tokenizers.pretrained import PretrainedTokenizer
 
+pytestmark = pytest.mark.once
+
 TEXTS = [
     "Angela Merkel (Berlin) met John's friend at 10:30, in New-York.",
     "@user I love São Paulo!!! 😀😀 naïve café",

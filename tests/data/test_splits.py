@@ -15,6 +15,8 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.data.identity import normalise
 from lepton_jax.data.splits import load_splits
 
+pytestmark = pytest.mark.once
+
 
 def jsonl(path, rows) -> str:
     path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))

@@ -6,6 +6,8 @@ import pytest
 from lepton_jax.evaluate.calibration import confidence, expected_error, fit_temperature, reliability
 from lepton_jax.evaluate.metrics import classification_losses, softmax
 
+pytestmark = pytest.mark.once
+
 
 def test_errors_by_hand():
     sure = np.array([0.55, 0.55, 0.95, 0.95, 0.95, 1.0])

@@ -10,6 +10,8 @@ from lepton_jax.evaluate.compare import compare
 from lepton_jax.evaluate.lines import figures
 from lepton_jax.evaluate.metrics import classification, multi_label, regression, spans
 
+pytestmark = pytest.mark.once
+
 DRAW = np.random.default_rng(0)
 
 

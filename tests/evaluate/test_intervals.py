@@ -1,8 +1,11 @@
 """The bootstrap: coverage of a known mean, and what varies."""
 
 import numpy as np
+import pytest
 
 from lepton_jax.evaluate.intervals import bounds, interval, resample
+
+pytestmark = pytest.mark.once
 
 
 def test_an_interval_has_the_width_that_statistics_gives_it():

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from lepton_jax.config import METRICS
 from lepton_jax.evaluate import metrics
 
+pytestmark = pytest.mark.once
+
 DRAW = np.random.default_rng(0)
 LOGITS = DRAW.normal(0, 2, (40, 3))
 LABELS = DRAW.integers(0, 3, 40)

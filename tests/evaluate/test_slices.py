@@ -1,8 +1,11 @@
 """Slices: every example is in one slice of each kind, and its metrics are those of the slice alone."""
 
 import numpy as np
+import pytest
 
 from lepton_jax.evaluate.slices import by_slice
+
+pytestmark = pytest.mark.once
 
 
 def test_each_kind_of_slice_parts_the_examples():

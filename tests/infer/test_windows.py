@@ -11,6 +11,8 @@ from lepton_jax.data.spans import Word
 from lepton_jax.data.tokenizers import Encoded
 from lepton_jax.infer import windows
 
+pytestmark = pytest.mark.once
+
 
 def make_row(sizes, blanks=0):
     """Returns a row of two special tokens, `blanks` tokens without a word, words of `sizes` tokens, and a special one.

@@ -16,6 +16,8 @@ from lepton_jax.config import DataConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.tokenizers import SentencePieceTokenizer, from_config, load, sentence_piece, train
 
+pytestmark = pytest.mark.once
+
 
 def corpus(seed: int = 0) -> list[str]:
     """Returns 300 texts of words with a Zipfian frequency, some in Chinese."""

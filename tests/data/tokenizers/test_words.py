@@ -8,6 +8,8 @@ import pytest
 from lepton_jax.data import tokenizers
 from lepton_jax.data.tokenizers import words
 
+pytestmark = pytest.mark.once
+
 GREEK_BYTES = "Î±"  # how GPT-2's alphabet writes alpha
 CASES = {
     "▁": {"▁film": 1, "film": 0, "▁": 1, "s": 0, "7": 0, ".": 1, "▁(": 1, "房间": 1, "の": 1, "α": 0,
