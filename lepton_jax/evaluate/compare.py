@@ -72,14 +72,15 @@ def _align(reference: Sequence[Line], lines: Sequence[Line], name: str) -> list[
     other = "b" if name == "a" else "a"
     for config, missing, whole in ((name, wanted - found, wanted), (other, found - wanted, found)):
         if missing:
+            first = next(iter(missing))[0][:60]
             raise UserError(f"config.{config}: lacks {missing.total()} of the {whole.total()} test examples of the "
-                            f"other run, such as {next(iter(missing))[0][:60]!r}; compare runs with the same test data")  # fmt: skip
+                            f"other run, such as {first!r}; compare runs with the same test data")  # fmt: skip
     differing = [pair for pair in zip(reference, ordered, strict=True) if pair[0]["label"] != pair[1]["label"]]
     if differing:
         there, here = differing[0]
-        raise UserError(f"config.{name}: {len(differing)} of {len(ordered)} labels are not those of the other run, such "
-                        f"as {here['label']!r} of {here['text'][:60]!r}, there {there['label']!r}; compare runs with the "
-                        f"same test data")  # fmt: skip
+        raise UserError(f"config.{name}: {len(differing)} of {len(ordered)} labels are not those of the other run, "
+                        f"such as {here['label']!r} of {here['text'][:60]!r}, there {there['label']!r}; compare runs "
+                        f"with the same test data")  # fmt: skip
     return ordered
 
 
