@@ -56,7 +56,7 @@ def test_defaults_resolve_to_themselves(stage):
     assert isinstance(resolved, STAGES[stage]) and resolved.stage == stage
     for _, run in runs(resolved):
         assert run.model == ModelConfig() and run.optim.no_decay == Config().optim.no_decay
-    chains = {"quickstart": ["config.pretrain", "config.finetune"], "convert": []}
+    chains = {"quickstart": ["config.pretrain", "config.finetune"], "convert": [], "compare": []}
     assert [where for where, _ in runs(resolved)] == chains.get(stage, ["config"])
 
 
@@ -84,7 +84,10 @@ def test_to_dict_comes_back_from_json(stage):
     ("change", "message"),
     [
         ({"stage": "pretran"}, "config.stage='pretran': unknown stage; did you mean \"pretrain\"?"),
-        ({"stage": "xyz"}, "config.stage='xyz': unknown stage; known: convert, finetune, pretrain, quickstart"),
+        (
+            {"stage": "xyz"},
+            "config.stage='xyz': unknown stage; known: compare, convert, finetune, pretrain, quickstart",
+        ),
         ({"stage": ["pretrain"]}, "config.stage=['pretrain']: unknown stage; did you mean \"pretrain\"?"),
         ({"modle": {}}, 'config.modle: unknown field; did you mean "model"?'),
         ({"model__hiden_size": 8}, 'config.model.hiden_size: unknown field; did you mean "hidden_size"?'),

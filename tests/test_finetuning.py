@@ -13,6 +13,7 @@ from lepton_jax import hub, infer, stages
 from lepton_jax.config import METRICS, default_config, resolve
 from lepton_jax.core.errors import UserError
 from lepton_jax.stages import finetuning, training
+from lepton_jax.tasks.classification import Classification
 from lepton_jax.train.logging import read_metrics
 
 pytestmark = pytest.mark.once  # the programs are those of `test_stages.py`, which runs on both
@@ -125,8 +126,13 @@ def test_packed_batches_of_pairs_learn_too(tune):
 
 
 def test_several_seeds_are_compiled_once_and_reported_together(tune, monkeypatch):
-    made, programs = training.make_program, []
-    monkeypatch.setattr(training, "make_program", lambda *arguments: programs.append(made(*arguments)) or programs[-1])
+    loss, traced = Classification.loss, []
+
+    def count(self, model, params, batch, rng, train=True):
+        traced.append(batch["token_ids"].shape)
+        return loss(self, model, params, batch, rng, train)
+
+    monkeypatch.setattr(Classification, "loss", count)
     changes = {
         "train__seeds": 3,
         "train__seed": 5,
@@ -135,7 +141,7 @@ def test_several_seeds_are_compiled_once_and_reported_together(tune, monkeypatch
         "evaluate__every": 20,
     }
     summary, folder = tune("classes", **changes)
-    assert len(programs) == 1 and programs[0].step._cache_size() == 1, "all batches have 16 tokens"
+    assert traced == [(16, 16)], "traced once for all seeds"
     seeds = [json.loads((folder / f"seed_{seed}" / "summary.json").read_text()) for seed in (5, 6, 7)]
     values = [each["finetune.accuracy"] for each in seeds]
     assert len({each["finetune.loss"] for each in seeds}) == 3

@@ -239,12 +239,12 @@ def test_weights_are_for_pretraining(run, recipe, tmp_path):
 
 
 def test_a_shard_that_was_cut_short_is_one_line(run, recipe, quickstart, tmp_path, monkeypatch):
-    from lepton_jax import stages
+    from lepton_jax.stages import training
 
     def fit(*arguments, **options):
         raise UserError("now it would train")
 
-    monkeypatch.setattr(stages, "_fit", fit)
+    monkeypatch.setattr(training.Trainer, "fit", fit)
     changes = {"data__cache": str(tmp_path / "cache"), "data__tokenizer": str(quickstart / "pretrain")}
     path = recipe("pretrain", **changes)
     assert only_line(run(f"--config={path}", f"--workdir={tmp_path}/run")[1]) == "now it would train"
