@@ -227,6 +227,15 @@ def test_spans_are_marked_and_counted_by_type(tmp_path: Path) -> None:
     assert "Mistakes, the largest loss first (1 of 2)" in found.text
 
 
+def test_what_a_span_holds_is_escaped(tmp_path: Path) -> None:
+    text = "by <script>alert(1)</script> & co"
+    lines = [{"text": text, "label": [], "prediction": [[3, 28, "ORG"]], "score": 0.5, "loss": 1.0}]
+    found = page(tmp_path, {"a": make_run(tmp_path / "a", lines, task={"name": "token_classification"})})
+    source = (tmp_path / "report.html").read_text()
+    assert "<script" not in source and source.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
+    assert [row for row in found.rows if "ORG: <script>alert(1)</script>" in row]
+
+
 def test_sets_have_a_table_of_classes(tmp_path: Path) -> None:
     lines = [line("one", ["a", "b"], ["a"]), line("two", ["a"], ["a"]), line("three", [], ["b"])]
     rows = page(tmp_path, {"a": make_run(tmp_path / "a", lines, task={"name": "multi_label"})}).rows
