@@ -192,7 +192,8 @@ def test_two_runs_are_compared(tune, tmp_path):
     assert summary["compare.accuracy_difference"] > 0.1 and summary["compare.mcnemar"][0]["p_value"] < 0.05
     low, high = summary["compare.accuracy_difference_interval"]
     assert 0 < low < summary["compare.accuracy_difference"] < high
-    assert (tmp_path / "compare" / "report.html").exists()
+    page = (tmp_path / "compare" / "report.html").read_text()
+    assert config.a in page and config.b in page, "it says what was compared"
     config.b = str(tmp_path)
     with pytest.raises(UserError, match=r"config\.b='\S+': no predictions\.jsonl there"):
         stages.run(resolve(config), tmp_path / "other")

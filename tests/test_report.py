@@ -227,6 +227,15 @@ def test_spans_are_marked_and_counted_by_type(tmp_path: Path) -> None:
     assert "Mistakes, the largest loss first (1 of 2)" in found.text
 
 
+def test_what_a_span_holds_is_escaped(tmp_path: Path) -> None:
+    text = "by <script>alert(1)</script> & co"
+    lines = [{"text": text, "label": [], "prediction": [[3, 28, "ORG"]], "score": 0.5, "loss": 1.0}]
+    found = page(tmp_path, {"a": make_run(tmp_path / "a", lines, task={"name": "token_classification"})})
+    source = (tmp_path / "report.html").read_text()
+    assert "<script" not in source and source.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
+    assert [row for row in found.rows if "ORG: <script>alert(1)</script>" in row]
+
+
 def test_sets_have_a_table_of_classes(tmp_path: Path) -> None:
     lines = [line("one", ["a", "b"], ["a"]), line("two", ["a"], ["a"]), line("three", [], ["b"])]
     rows = page(tmp_path, {"a": make_run(tmp_path / "a", lines, task={"name": "multi_label"})}).rows
@@ -253,3 +262,37 @@ def test_calibration_slices_and_seeds_are_shown(tmp_path: Path) -> None:
     assert ["label", "a", "2", "25.0%", "20.0%"] in found.rows
     assert ["length", "1-9 characters", "4", "50.0%", ""] in found.rows
     assert not [row for row in found.rows if "interval" in row[0]]
+
+
+def test_a_table_of_seeds_ends_with_what_holds_for_all(tmp_path: Path) -> None:
+    seeds = [{"seed": 5 + n, "accuracy": 0.8 + n / 10, "loss": 1.0, "wall_seconds": 3.0} for n in range(2)]
+    summary = {
+        "finetune.accuracy": 0.85, "finetune.accuracy_std": 0.07, "finetune.accuracy_interval": [0.78, 0.92],
+        "finetune.loss": 1.0, "finetune.seeds": seeds, "wall_seconds": 9.0,
+    }  # fmt: skip
+    rows = page(tmp_path, {"a": make_run(tmp_path / "a")}, summary).rows
+    at = rows.index(["seed", "accuracy", "loss", "wall seconds"])
+    assert rows[at + 1 : at + 6] == [
+        ["5", "80.0%", "1", "3.0 s"], ["6", "90.0%", "1", "3.0 s"],
+        ["mean", "85.0%", "1", ""], ["deviation", "7.0%", "", ""], ["95%", "78.0% to 92.0%", "", ""],
+    ]  # fmt: skip
+
+
+def test_comparisons_are_shares_where_their_metrics_are() -> None:
+    summary = {
+        "compare.accuracy_a": 0.5, "compare.accuracy_b": 0.75, "compare.accuracy_difference": 0.25,
+        "compare.accuracy_difference_interval": [-0.125, 0.5], "compare.mean_squared_error_a": 0.5,
+    }  # fmt: skip
+    console = rich.console.Console(width=80, record=True, file=io.StringIO())
+    console.print(summary_table(summary))
+    shown = [" ".join(text.split()) for text in console.export_text().splitlines()]
+    assert "accuracy b 75.0%" in shown and "accuracy difference 25.0% (-12.5% to 50.0%)" in shown
+    assert "mean squared error a 0.5" in shown
+
+
+def test_numbers_are_set_below_each_other(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", [line("t", "a", "b") | {"loss": 2.5}])
+    page(tmp_path, {"a": run}, {"finetune.slices": [{"slice": "label", "value": "a", "examples": 12, "accuracy": 0.5}]})
+    source = (tmp_path / "report.html").read_text()
+    assert '<td>b</td><td class="number">0.900</td><td class="number">2.500</td>' in source
+    assert '<td>label</td><td>a</td><td class="number">12</td><td class="number">50.0%</td>' in source

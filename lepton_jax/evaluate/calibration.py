@@ -19,16 +19,16 @@ def confidence(
     """Returns how sure each prediction is, and whether it is right.
 
     Of single classes (labels int [n]) the probability of the likeliest one; of sets (labels [n, classes] of 0 and 1)
-    that of each class to apply, or not to, whichever is likelier.
+    that of each class, and whether it applies. (The likelier of "applies" and "does not" would hide a model that says
+    too much: what is too high above a half and what is too high below it would weigh out.)
     """
     if labels.ndim == 1:
         return probabilities.max(1), probabilities.argmax(1) == labels
-    chosen = probabilities > 0.5
-    return np.where(chosen, probabilities, 1 - probabilities).ravel(), (chosen == (labels > 0.5)).ravel()
+    return probabilities.ravel(), (labels > 0.5).ravel()
 
 
 def reliability(sure: Float[np.ndarray, "m"], right: Bool[np.ndarray, "m"], bins: int = BINS) -> list[dict[str, Any]]:
-    """Returns {"confidence", "accuracy", "count"} of each of `bins` equal intervals of (0, 1] that is not empty."""
+    """Returns {"confidence", "accuracy", "count"} of each of `bins` equal intervals of [0, 1] that is not empty."""
     numbers = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
     return [
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,8 +21,9 @@ def compare(
     """Returns the metrics of two models, their difference (the second minus the first), and how sure it is.
 
     Each metric of `lines.figures` has `a`, `b`, `difference` and its 95% `interval` by a paired bootstrap, which draws
-    examples and, where there are several, pairs of runs. Classes have also McNemar's exact test (McNemar 1947) of each
-    pair: how many examples only the one, only the other gets right, and the p-value of such a split or a worse one.
+    examples and, where there are several, pairs of runs; a metric that one of them does not define is left out. Classes
+    have also McNemar's exact test (McNemar 1947) of each pair: how many examples only the one, only the other gets
+    right, and the p-value of such a split or a worse one.
 
     Args:
       kind: of the labels.
@@ -30,12 +32,15 @@ def compare(
     Raises:
       UserError: the predictions are not of the same examples with the same labels.
     """
-    aligned = [_align(*pair) for pair in runs]
-    drawn = [tuple(figures(kind, side) for side in pair) for pair in aligned]
-    everything = np.arange(len(aligned[0][0]))
+    reference = _ordered(runs[0][0], "a")
+    aligned = [(_align(reference, a, "a"), _align(reference, b, "b")) for a, b in runs]
+    drawn = [(figures(kind, a), figures(kind, b)) for a, b in aligned]
+    everything = np.arange(len(reference))
     summary: dict[str, Any] = {"examples": len(everything)}
     for name in drawn[0][0]:
         a, b = (float(np.mean([pair[side][name](everything) for pair in drawn])) for side in (0, 1))
+        if not np.isfinite([a, b]).all():
+            continue
         differences = [
             lambda chosen, one=one[name], other=other[name]: other(chosen) - one(chosen) for one, other in drawn
         ]
@@ -46,23 +51,37 @@ def compare(
     return summary
 
 
-def _align(first: Sequence[Line], second: Sequence[Line]) -> tuple[list[Line], list[Line]]:
-    """Returns the lines of both in the order of the first."""
+def _ordered(lines: Sequence[Line], name: str) -> list[Line]:
+    """Returns lines in the order of their texts; of a text that is there more than once, of its labels."""
+    if not lines:
+        raise UserError(f"config.{name}: its predictions.jsonl holds no example")
+    for line in lines:
+        if lacking := [key for key in ("text", "label", "prediction") if key not in line]:
+            raise UserError(f"config.{name}: a line of its predictions.jsonl has no {lacking[0]!r}: {str(line)[:60]}")
+    return sorted(lines, key=lambda line: (*_texts(line), repr(line["label"])))
 
-    def by_text(lines: Sequence[Line]) -> dict[tuple[str, str], Line]:
-        return {(line["text"], line.get("pair", "")): line for line in lines}
 
-    known, others = by_text(first), by_text(second)
-    for here, there, name in ((known, others, "b"), (others, known, "a")):
-        missing = [key for key in here if key not in there]
+def _texts(line: Line) -> tuple[str, str]:
+    return line["text"], line.get("pair", "")
+
+
+def _align(reference: Sequence[Line], lines: Sequence[Line], name: str) -> list[Line]:
+    """Returns the lines of one run in the order of the reference, of which it must have every example and no other."""
+    ordered = _ordered(lines, name)
+    wanted, found = (Counter(map(_texts, side)) for side in (reference, ordered))
+    other = "b" if name == "a" else "a"
+    for config, missing, whole in ((name, wanted - found, wanted), (other, found - wanted, found)):
         if missing:
-            raise UserError(f"config.{name}: lacks {len(missing)} of the {len(here)} test examples of the other run, "
-                            f"such as {missing[0][0][:60]!r}; compare runs with the same test data")  # fmt: skip
-    for key, line in known.items():
-        if line["label"] != others[key]["label"]:
-            raise UserError(f"config.b: the label of {key[0][:60]!r} is {others[key]['label']!r}, and in the other run "
-                            f"{line['label']!r}; compare runs with the same test data")  # fmt: skip
-    return list(known.values()), [others[key] for key in known]
+            first = next(iter(missing))[0][:60]
+            raise UserError(f"config.{config}: lacks {missing.total()} of the {whole.total()} test examples of the "
+                            f"other run, such as {first!r}; compare runs with the same test data")  # fmt: skip
+    differing = [pair for pair in zip(reference, ordered, strict=True) if pair[0]["label"] != pair[1]["label"]]
+    if differing:
+        there, here = differing[0]
+        raise UserError(f"config.{name}: {len(differing)} of {len(ordered)} labels are not those of the other run, "
+                        f"such as {here['label']!r} of {here['text'][:60]!r}, there {there['label']!r}; compare runs "
+                        f"with the same test data")  # fmt: skip
+    return ordered
 
 
 def _mcnemar(first: Sequence[Line], second: Sequence[Line]) -> dict[str, Any]:

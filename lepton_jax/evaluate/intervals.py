@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,15 +11,16 @@ SAMPLES = 1000
 _LEVEL = 0.95
 
 
-def resample(count: int, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
-    """Returns int [samples, count]: numbers of `count` examples, drawn with replacement."""
-    return np.random.default_rng(seed).integers(0, count, (samples, count))
-
-
 def bounds(values: np.ndarray) -> tuple[float, float]:
-    """Returns the percentile interval at 95% of what a figure was in each sample; NaN values do not count."""
+    """Returns the percentile interval at 95% of what a figure was in each sample.
+
+    Samples that do not define it (NaN) do not count; where none does, both bounds are NaN.
+    """
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return math.nan, math.nan
     tail = 100 * (1 - _LEVEL) / 2
-    low, high = np.nanpercentile(values, [tail, 100 - tail])
+    low, high = np.percentile(defined, [tail, 100 - tail])
     return float(low), float(high)
 
 

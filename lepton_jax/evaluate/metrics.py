@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from lepton_jax.config import METRICS
+
 Metrics = dict[str, float]
 
 
@@ -32,8 +34,8 @@ def classification(logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarra
     macro = float(np.mean(per_class))
 
     def auroc() -> Any:
-        if classes == 2:
-            return metrics.roc_auc_score(labels, probabilities[:, 1])
+        if classes == 2:  # of logits, for probabilities near 1 are all the same number
+            return metrics.roc_auc_score(labels, logits[:, 1].astype(np.float64) - logits[:, 0])
         return metrics.roc_auc_score(labels, probabilities, multi_class="ovr", labels=names)
 
     return {
@@ -71,17 +73,23 @@ def multi_label(logits: Float[np.ndarray, "n classes"], targets: Float[np.ndarra
 
 
 def regression(predictions: Float[np.ndarray, "n"], targets: Float[np.ndarray, "n"]) -> Metrics:
-    """Returns the metrics of numbers; the correlations `pearson` and `spearman` need two that differ on each side."""
+    """Returns the metrics of numbers.
+
+    `r2` needs two targets that differ, the correlations `pearson` and `spearman` two numbers that differ on each side;
+    where a prediction is not finite, nothing is defined.
+    """
     from scipy import stats
     from sklearn import metrics
 
     predictions, targets = predictions.astype(np.float64), targets.astype(np.float64)
+    if not np.isfinite(predictions).all():
+        return dict.fromkeys(METRICS["regression"], math.nan)
     error = float(metrics.mean_squared_error(targets, predictions))
     return {
         "loss": error,
         "mean_squared_error": error,
         "mean_absolute_error": float(metrics.mean_absolute_error(targets, predictions)),
-        "r2": _defined(lambda: metrics.r2_score(targets, predictions)),
+        "r2": _defined(lambda: metrics.r2_score(targets, predictions, force_finite=False)),
         "pearson": _defined(lambda: stats.pearsonr(predictions, targets)[0]),
         "spearman": _defined(lambda: stats.spearmanr(predictions, targets)[0]),
     }
@@ -95,25 +103,25 @@ def spans(wanted: Sequence[Spans], predicted: Sequence[Spans]) -> Metrics:
 
     seqeval compares tags, here of characters: so spans are what they are, however a tokenizer cuts them.
     """
-    from seqeval import metrics
+    from seqeval.metrics.v1 import precision_recall_fscore_support  # what seqeval calls its strict mode
     from seqeval.scheme import IOB2
 
-    pairs = [_character_tags(*each) for each in zip(wanted, predicted, strict=True)]
+    # Types are numbers here: seqeval takes "-" off the ends of a type, and so two for one.
+    types = sorted({name for text in (*wanted, *predicted) for _, _, name in text})
+    numbers = {name: str(number) for number, name in enumerate(types)}
+    pairs = [_character_tags(numbers, *each) for each in zip(wanted, predicted, strict=True)]
     tags = [[pair[side] for pair in pairs] for side in (0, 1)]
-    options: Any = {"mode": "strict", "scheme": IOB2, "zero_division": 0}
-    scores: dict[str, Any] = {
-        "precision": metrics.precision_score, "recall": metrics.recall_score, "f1": metrics.f1_score
-    }  # fmt: skip
-    return {name: float(score(*tags, **options)) for name, score in scores.items()}
+    found: Any = precision_recall_fscore_support(*tags, average="micro", scheme=IOB2, zero_division=0)  # pyright: ignore[reportArgumentType]
+    return dict(zip(("precision", "recall", "f1"), map(float, found[:3]), strict=True))
 
 
-def _character_tags(*sides: Spans) -> list[list[str]]:
+def _character_tags(types: dict[str, str], *sides: Spans) -> list[list[str]]:
     """Returns each side's spans of one text as IOB2 tags of its characters, up to the last that any side has."""
     length = max((end for side in sides for _, end, _ in side), default=0) + 1
     tags = [["O"] * length for _ in sides]
     for side, own in zip(sides, tags, strict=True):
         for start, end, name in side:
-            own[start:end] = [f"B-{name}", *[f"I-{name}"] * (end - start - 1)]
+            own[start:end] = [f"B-{types[name]}", *[f"I-{types[name]}"] * (end - start - 1)]
     return tags
 
 

@@ -6,7 +6,8 @@ import base64
 import html
 import io
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 # Ends of the names of metrics that are shares of something.
@@ -54,6 +55,7 @@ def words(name: str) -> str:
 
 def shown(name: str, value: Any) -> str:
     """Returns a metric's value as a person reads it; the metric's name tells what it is."""
+    name = re.sub("_(a|b|difference)$", "", name)  # of a comparison
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if name.startswith("share_of") or name.endswith(_SHARES):
@@ -71,11 +73,13 @@ def escape(value: Any) -> str:
     return html.escape(str(value))
 
 
-def table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), css: str = "", numbers: int = -1) -> str:
-    """Returns an HTML table of cells that are HTML already; the column `numbers` is aligned to the right."""
+def table(
+    rows: Iterable[Sequence[str]], header: Sequence[str] = (), css: str = "", numbers: Collection[int] = ()
+) -> str:
+    """Returns an HTML table of cells that are HTML already; the columns `numbers` are aligned to the right."""
 
     def line(cells: Sequence[str], tag: str) -> str:
-        kinds = [' class="number"' if column == numbers else "" for column in range(len(cells))]
+        kinds = [' class="number"' if column in numbers else "" for column in range(len(cells))]
         return (
             "<tr>"
             + "".join(f"<{tag}{kind}>{cell}</{tag}>" for cell, kind in zip(cells, kinds, strict=True))

@@ -66,7 +66,8 @@ def _by_class(title: str, pairs: list[tuple[set[Any], set[Any]]], key: Callable[
             2 * right[name] / max(said[name] + there[name], 1),
         )  # fmt: skip
         rows.append((escape(name), f"{there[name]:,}", *(f"{100 * value:.1f}%" for value in figures)))
-    return f"<h3>{escape(title)}</h3>\n{table(rows, ('', 'examples', 'precision', 'recall', 'f1'))}"
+    header = ("", "examples", "precision", "recall", "f1")
+    return f"<h3>{escape(title)}</h3>\n{table(rows, header, numbers=range(1, 5))}"
 
 
 def confusion(counts: Counter[tuple[Any, Any]]) -> str:
@@ -103,7 +104,8 @@ def examples(title: str, lines: list[Line]) -> str:
         return ""
     columns = [name for name in ("label", "prediction", "score", "loss") if name in lines[0]]
     rows = [(_text(line), *(_cell(line, name) for name in columns)) for line in lines]
-    return f"<h3>{escape(title)}</h3>\n{table(rows, ('text', *columns), css='examples', numbers=3)}"
+    numbers = [place for place, name in enumerate(columns, 1) if name in ("score", "loss")]
+    return f"<h3>{escape(title)}</h3>\n{table(rows, ('text', *columns), css='examples', numbers=numbers)}"
 
 
 def _text(line: Line) -> str:

@@ -49,7 +49,7 @@ def curves(metrics: list[dict[str, Any]]) -> str:
     return (
         f'<div class="figures">{image(loss, "Loss over the steps of training")}'
         f"{image(rate, 'Learning rate over the steps of training')}</div>\n"
-        + (f"<h3>At step {metrics[-1]['step']}</h3>\n{table(rows, numbers=1)}" if rows else "")
+        + (f"<h3>At step {metrics[-1]['step']}</h3>\n{table(rows, numbers=(1,))}" if rows else "")
     )
 
 

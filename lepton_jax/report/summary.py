@@ -63,7 +63,7 @@ def summary_section(summary: Mapping[str, Any]) -> str:
     blocks = []
     for group, metrics in groups(summary).items():
         rows = [(escape(words(name)), escape(value)) for name, value in metrics.items()]
-        blocks.append(f"<div><h3>{escape(group)}</h3>{table(rows, numbers=1)}</div>")
+        blocks.append(f"<div><h3>{escape(group)}</h3>{table(rows, numbers=(1,))}</div>")
     return f'<div class="groups">{"".join(blocks)}</div>\n' if blocks else ""
 
 
@@ -83,24 +83,43 @@ def details(summary: Mapping[str, Any]) -> str:
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             columns = list(dict.fromkeys(key for line in value for key in line))
             lines = [[escape(shown(key, line[key])) if key in line else "" for key in columns] for line in value]
-            tables += f"<h3>{title}</h3>\n{table(lines, list(map(words, columns)))}"
+            if name.endswith(".seeds"):
+                lines += _over_seeds(columns, name.removesuffix("seeds"), summary)
+            numbers = [
+                place for place, key in enumerate(columns)
+                if all(isinstance(line.get(key, 0), (int, float)) for line in value)
+            ]  # fmt: skip
+            tables += f"<h3>{title}</h3>\n{table(lines, list(map(words, columns)), numbers=numbers)}"
         else:
             rows.append((title, escape(shown(name, value))))
     return f"<h2>Details</h2>\n{table(rows)}{tables}" if nested else ""
 
 
+def _over_seeds(columns: list[str], group: str, summary: Mapping[str, Any]) -> list[list[str]]:
+    """Returns the last rows of a table of seeds: what a summary says of all of them, of each metric that it has."""
+    rows = [["mean"], ["deviation"], ["95%"]]
+    for key in columns[1:]:
+        for row, suffix in zip(rows, ("", "_std", "_interval"), strict=True):
+            value = summary.get(f"{group}{key}{suffix}")
+            if isinstance(value, (list, tuple)):
+                row.append(escape(" to ".join(shown(key, bound) for bound in value)))
+            else:
+                row.append("" if value is None else escape(shown(key, value)))
+    return rows
+
+
 def _reliability(bins: list[dict[str, Any]]) -> str:
-    """Returns accuracy by confidence (Guo et al. 2017): on the dashed line they are the same."""
-    plot, axes = figure(5.0, "confidence", "accuracy")
+    """Returns what is right by what was said to be (Guo et al. 2017): on the dashed line they are the same."""
+    plot, axes = figure(6.0, "predicted probability", "share that is right")
     axes.plot([0, 1], [0, 1], color="#8c959f", linewidth=1, linestyle="--")
     sure, right, counts = ([line[name] for line in bins] for name in ("confidence", "accuracy", "count"))
     axes.plot(sure, right, color="#0b3d91", linewidth=1.2, marker="o", markersize=4)
     axes.set_xlim(min(sure) - 0.03, 1.03)
     axes.set_ylim(-0.03, 1.03)
     axes.ticklabel_format(axis="y", style="plain")
-    shares, share_axes = figure(4.0, "confidence", "predictions")
+    shares, share_axes = figure(4.0, "predicted probability", "predictions")
     share_axes.bar(sure, counts, width=0.05, color="#0b3d91")
     return (
-        f'<div class="figures">{image(plot, "Accuracy by confidence")}'
-        f"{image(shares, 'How many predictions have which confidence')}</div>\n"
+        f'<div class="figures">{image(plot, "Share that is right by predicted probability")}'
+        f"{image(shares, 'How many predictions have which probability')}</div>\n"
     )

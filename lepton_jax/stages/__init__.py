@@ -56,7 +56,7 @@ def run(config: Config | QuickstartConfig | ConvertConfig | CompareConfig, folde
         if isinstance(config, ConvertConfig):
             return convert(config, folder), {"convert": folder}
         if isinstance(config, CompareConfig):
-            return processes.on_first(lambda config=config: compare(config)), {}
+            return processes.on_first(lambda config=config: compare(config)), {"compare": folder}
         if config.stage == "pretrain":
             return pretrain(config, folder, meshes[0]), {config.stage: folder}
         return finetune(config, folder, meshes[0])

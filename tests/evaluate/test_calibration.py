@@ -38,6 +38,13 @@ def test_a_temperature_is_found_again(kind):
     assert error(3.0) > 0.1 > 0.03 > error(3.0 / found)
 
 
+def test_a_model_that_says_too_much_of_sets_is_found_out():
+    """At 0.3 it is right in one of ten, at 0.7 in five: too sure by 0.2 everywhere."""
+    probabilities = np.repeat([0.3, 0.7], 1000)[:, None]
+    labels = np.concatenate([np.arange(1000) < 100, np.arange(1000) < 500])[:, None].astype(float)
+    assert expected_error(*confidence(probabilities, labels)) == pytest.approx(0.2)
+
+
 def test_a_temperature_lowers_the_loss_and_no_prediction_changes():
     draw = np.random.default_rng(1)
     logits, labels = draw.normal(0, 4, (200, 4)), draw.integers(0, 4, 200)
@@ -49,5 +56,11 @@ def test_a_temperature_lowers_the_loss_and_no_prediction_changes():
 
 def test_confidence_of_sets_is_of_each_class():
     sure, right = confidence(np.array([[0.9, 0.2], [0.4, 0.6]]), np.array([[1, 1], [0, 1]]))
-    np.testing.assert_allclose(sure, [0.9, 0.8, 0.6, 0.6])
-    assert right.tolist() == [True, False, True, True]
+    np.testing.assert_allclose(sure, [0.9, 0.2, 0.4, 0.6])
+    assert right.tolist() == [True, True, False, True]
+
+
+def test_confidence_of_classes_is_of_the_likeliest():
+    sure, right = confidence(np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]]), np.array([0, 1]))
+    np.testing.assert_allclose(sure, [0.7, 0.6])
+    assert right.tolist() == [True, False]

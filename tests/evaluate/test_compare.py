@@ -83,5 +83,55 @@ def test_other_examples_are_no_comparison():
         UserError, match=r"config\.a: lacks 1 of the 3 test examples of the other run, such as 'text 2'"
     ):
         compare("classes", [(a, b)])
-    with pytest.raises(UserError, match=r"config\.b: the label of 'text 1' is 'x', and in the other run 'y'"):
+    with pytest.raises(
+        UserError, match=r"config\.b: lacks 1 of the 3 test examples of the other run, such as 'text 2'"
+    ):
+        compare("classes", [(b, a)])
+    wrong = r"config\.b: 1 of 2 labels are not those of the other run, such as 'x' of 'text 1', there 'y'"
+    with pytest.raises(UserError, match=wrong):
         compare("classes", [(a, lines(["x", "x"], ["x", "x"]))])
+    with pytest.raises(UserError, match=r"config\.a: its predictions\.jsonl holds no example"):
+        compare("classes", [([], [])])
+    with pytest.raises(UserError, match=r"config\.b: a line of its predictions\.jsonl has no 'prediction': \{'text'"):
+        compare("classes", [(a, [{"text": "text 0", "label": "x"}])])
+
+
+def test_a_text_that_is_there_twice_counts_twice():
+    twice = [("t", "x", "x"), ("t", "x", "y"), ("t", "z", "z"), ("u", "x", "x")]
+    a = [{"text": text, "label": label, "prediction": guess} for text, label, guess in twice]
+    found = compare("classes", [(a, a[::-1])])
+    assert found["examples"] == 4 and found["accuracy"]["a"] == found["accuracy"]["b"] == 0.75
+    with pytest.raises(UserError, match=r"config\.b: lacks 1 of the 4 test examples .*such as 't'"):
+        compare("classes", [(a, a[1:])])
+
+
+def test_pairs_of_texts_are_told_apart_by_the_second():
+    a = [{"text": "t", "pair": pair, "label": label, "prediction": "x"} for pair, label in (("1", "x"), ("2", "y"))]
+    assert compare("classes", [(a, a[::-1])])["accuracy"]["difference"] == 0
+    swapped = [line | {"label": "y" if line["label"] == "x" else "x"} for line in a]
+    with pytest.raises(UserError, match="2 of 2 labels"):
+        compare("classes", [(a, swapped)])
+
+
+def test_runs_of_several_seeds_may_each_have_an_order_of_their_own():
+    labels = DRAW.integers(0, 2, 40).astype(str).tolist()
+    guesses = [DRAW.integers(0, 2, 40).astype(str).tolist() for _ in range(4)]
+    a, b, c, d = (lines(labels, each) for each in guesses)
+    found = compare("classes", [(a, b), (c[::-1], d)])
+    assert found == compare("classes", [(a[::-1], b), (c, d)])
+    means = [np.mean([x == y for x, y in zip(labels, each, strict=True)]) for each in guesses]
+    assert found["accuracy"]["difference"] == pytest.approx((means[1] + means[3] - means[0] - means[2]) / 2)
+
+
+def test_other_kinds_by_their_own_metrics():
+    numbers = DRAW.normal(size=80).tolist()
+    near, flat = [value + 0.1 for value in numbers], [0.0] * 80
+    found = compare("numbers", [(lines(numbers, [0.5 * value for value in numbers]), lines(numbers, near))])
+    assert set(found) == {"examples", "mean_squared_error", "spearman"} and found["spearman"]["difference"] == 0
+    assert found["mean_squared_error"]["b"] == pytest.approx(0.01) and found["mean_squared_error"]["interval"][1] < 0
+    assert "spearman" not in compare("numbers", [(lines(numbers, near), lines(numbers, flat))]), "of a constant: none"
+    spans = [[[0, 3, "A"]]] * 5
+    found = compare("spans", [(lines(spans, [[]] * 5), lines(spans, spans))])
+    assert found["f1"] == {"a": 0.0, "b": 1.0, "difference": 1.0, "interval": [1.0, 1.0]} and "mcnemar" not in found
+    found = compare("sets", [(lines([["a"], []], [["a"], ["b"]]), lines([["a"], []], [["a"], []]))])
+    assert found["micro_f1"]["difference"] == pytest.approx(1 - 2 / 3)

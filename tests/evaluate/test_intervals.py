@@ -1,9 +1,11 @@
 """The bootstrap: coverage of a known mean, and what varies."""
 
+import warnings
+
 import numpy as np
 import pytest
 
-from lepton_jax.evaluate.intervals import bounds, interval, resample
+from lepton_jax.evaluate.intervals import bounds, interval
 
 pytestmark = pytest.mark.once
 
@@ -27,5 +29,19 @@ def test_seeds_that_differ_widen_it():
 
 def test_values_that_are_not_defined_do_not_count():
     np.testing.assert_allclose(bounds(np.array([np.nan, *np.linspace(0, 1, 1001)])), (0.025, 0.975))
-    drawn = resample(5, samples=7)
-    assert drawn.shape == (7, 5) and drawn.min() >= 0 and drawn.max() < 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(bounds(np.full(3, np.nan))).all()
+
+
+def test_runs_are_drawn_with_the_same_examples():
+    """Two runs that are right where the other is wrong have a mean of one half, whichever examples are drawn."""
+    right = np.arange(100) % 3 == 0
+    runs = [lambda rows: float(right[rows].mean()), lambda rows: float(1 - right[rows].mean())]
+    drawn = set()
+
+    def record(run):
+        return lambda rows: drawn.add(tuple(rows)) or runs[run](rows)
+
+    interval([record(0), record(1)], 100, samples=50)
+    assert len(drawn) == 50, "one choice of examples a sample, for both runs"

@@ -99,11 +99,28 @@ def test_spans_count_what_is_exactly_right(data):
     assert found["f1"] == pytest.approx(2 * right / (said + there) if said + there else 0.0)
 
 
+def test_types_that_differ_by_a_hyphen_are_two():
+    assert metrics.spans([[(0, 2, "A-"), (2, 3, "_")]], [[(0, 2, "A"), (2, 3, "-")]])["f1"] == 0.0
+    assert metrics.spans([[(0, 2, "B-A"), (2, 4, "B-A")]], [[(0, 2, "B-A"), (2, 4, "B-A")]])["f1"] == 1.0
+    assert metrics.spans([[(0, 2, "A"), (2, 4, "A")]], [[(0, 4, "A")]])["f1"] == 0.0, "neighbours are not one"
+
+
+def test_ranks_survive_logits_whose_probabilities_are_all_one():
+    logits = np.array([[0.0, 100.0], [0.0, 200.0], [0.0, 300.0], [0.0, 50.0]], np.float32)
+    assert set(metrics.softmax(logits)[:, 1]) == {1.0}
+    assert metrics.classification(logits, np.array([0, 1, 1, 0]))["auroc"] == 1.0
+    assert metrics.classification(logits, np.array([0, 1, 0, 1]))["auroc"] == 0.25
+
+
 def test_what_is_not_defined_is_nan_and_says_nothing(recwarn):
     one = metrics.classification(LOGITS[:3, :2], np.zeros(3, int))
     assert math.isnan(one["auroc"]) and one["accuracy"] <= 1
     flat = metrics.regression(np.ones(4), NUMBERS[:4])
-    assert math.isnan(flat["pearson"]) and math.isnan(flat["spearman"]) and flat["loss"] > 0
+    assert math.isnan(flat["pearson"]) and math.isnan(flat["spearman"]) and flat["loss"] > 0 > flat["r2"]
+    same = metrics.regression(NUMBERS[:4], np.ones(4))
+    assert math.isnan(same["r2"]) and math.isnan(same["pearson"]) and same["mean_absolute_error"] > 0
+    lost = metrics.regression(np.array([1.0, np.nan]), np.array([1.0, 2.0]))
+    assert tuple(lost) == METRICS["regression"] and all(map(math.isnan, lost.values()))
     assert math.isnan(metrics.multi_label(LOGITS, np.zeros((40, 3)))["auroc"])
     assert not [warning for warning in recwarn if "lepton_jax" in str(warning.filename)]
 
