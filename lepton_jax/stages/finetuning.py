@@ -196,7 +196,8 @@ def _together(config: Config, summaries: Sequence[Summary], folders: Sequence[Pa
     drawn = [lines.figures(kind, run) for run in runs]
     for name in drawn[0]:
         bounds = intervals.interval([figures[name] for figures in drawn], len(runs[0]))
-        summary[f"finetune.{name}_interval"] = list(bounds)
+        if all(map(math.isfinite, bounds)):
+            summary[f"finetune.{name}_interval"] = list(bounds)
     best = config.checkpoint.metric
     sign = -1 if best in LOWER_IS_BETTER else 1
     chosen = max(range(len(folders)), key=lambda run: sign * _validated(folders[run], best, sign))
