@@ -32,7 +32,7 @@ def make_evaluate(task: Task, model: Transformer, mesh: Mesh, seed: int = 0) -> 
     def evaluate(params: Any, batches: Iterable[dict[str, np.ndarray]]) -> dict[str, float]:
         key = jax.random.key(seed)
         pending = [
-            _in_turn(metrics_of(params, sharding.put_batch(batch, mesh), rngs.stream(key, "evaluate", index)), mesh)
+            sharding.settled(metrics_of(params, sharding.put_batch(batch, mesh), rngs.stream(key, "evaluate", index)))
             for index, batch in enumerate(batches)
         ]
         if not pending:
@@ -64,7 +64,7 @@ def make_outputs(task: LabelledTask, model: Transformer, mesh: Mesh) -> Callable
     compiled = jax.jit(outputs_of, out_shardings=sharding.replicated(mesh))
 
     def outputs(params: Any, batches: Iterable[dict[str, np.ndarray]], order: np.ndarray) -> list[np.ndarray]:
-        pending = [_in_turn(compiled(params, sharding.put_batch(batch, mesh)), mesh) for batch in batches]
+        pending = [sharding.settled(compiled(params, sharding.put_batch(batch, mesh))) for batch in batches]
         found = [row for part in pending for row in np.asarray(part.addressable_data(0))]
         rows: list[np.ndarray] = [found[0]] * len(order)
         for place, row in zip(order.tolist(), found[: len(order)], strict=True):
@@ -72,10 +72,3 @@ def make_outputs(task: LabelledTask, model: Transformer, mesh: Mesh) -> Callable
         return rows
 
     return outputs
-
-
-def _in_turn(value: Any, mesh: Mesh) -> Any:
-    """Waits for what several CPU devices compute: they share threads, and two programs at a time, of which each waits
-    for all devices, may take them from each other for ever."""
-    platform = mesh.devices.flat[0].platform
-    return jax.block_until_ready(value) if platform == "cpu" and mesh.size > 1 else value
