@@ -9,6 +9,7 @@ import numpy as np
 
 from lepton_jax import hub
 from lepton_jax.data.spans import Word, decode
+from lepton_jax.evaluate.metrics import softmax
 
 # Of a classifier {"label", "score", "scores"}, of a multi-label one {"labels", "scores"}, of a regressor {"score"}, of
 # a token classifier {"entities": [{"start", "end", "label", "score", "text"}]}.
@@ -22,8 +23,7 @@ def scores(card: hub.Card, outputs: np.ndarray) -> np.ndarray:
         return scaled
     if card.task.name == "multi_label":
         return 1 / (1 + np.exp(-scaled))
-    powers = np.exp(scaled - scaled.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+    return softmax(scaled)
 
 
 def read(

@@ -110,7 +110,7 @@ class Judge:
         logits, labels = self.logits(outputs), part.rows.labels
         if self.kind == "spans":
             losses, counts = self._token_losses(part, logits)
-            found = [[span[:3] for span in each] for each in self._spans(part, logits)]
+            found = [guess for guess, _ in self._read(part, outputs)]
             return {
                 "loss": float(sum(losses) / max(sum(counts), 1)),
                 **metrics.spans(part.examples.labels or [], found),
@@ -125,7 +125,7 @@ class Judge:
     def predictions(self, part: Part, outputs: Outputs) -> list[Line]:
         """Returns a line an example: text, pair, source, label, prediction, score, loss."""
         logits, labels = self.logits(outputs), cast(Any, part.rows.labels)
-        read = [readings.in_short(out) for out in readings.read(self.card, outputs, part.examples.texts, part.words)]
+        read = self._read(part, outputs)
         if self.kind == "spans":
             losses = [loss / max(count, 1) for loss, count in zip(*self._token_losses(part, logits), strict=True)]
         elif self.kind == "classes":
@@ -146,18 +146,17 @@ class Judge:
             lines.append(line | {"label": label, "prediction": guess, "score": score, "loss": losses[number]})
         return lines
 
-    def calibration(self, part: Part, outputs: Outputs, temperature: float) -> dict[str, Any] | None:
+    def calibration(self, part: Part, outputs: Outputs) -> dict[str, Any] | None:
         """Returns the expected calibration error before and after the temperature, and the bins after it."""
         labels = part.rows.labels
         if self.kind not in ("classes", "sets") or not isinstance(labels, np.ndarray):
             return None
         errors, bins = [], []
-        for logits in (self.logits(outputs) * temperature, self.logits(outputs)):
-            probabilities = metrics.softmax(logits) if self.kind == "classes" else 1 / (1 + np.exp(-logits))
-            sure, right = calibration.confidence(probabilities, labels)
+        for card in (dataclasses.replace(self.card, scale=1.0), self.card):
+            sure, right = calibration.confidence(readings.scores(card, np.stack(outputs)), labels)
             errors.append(calibration.expected_error(sure, right))
             bins = calibration.reliability(sure, right)
-        return {"temperature": temperature, "error_unscaled": errors[0], "error": errors[1], "bins": bins}
+        return {"temperature": 1 / self.card.scale, "error_unscaled": errors[0], "error": errors[1], "bins": bins}
 
     def slices(self, part: Part, outputs: Outputs) -> list[dict[str, Any]]:
         """Returns results by length, label and source, see `evaluate.slices`."""
@@ -180,11 +179,9 @@ class Judge:
             sources=sources,
         )
 
-    def _spans(self, part: Part, logits: list[np.ndarray]) -> list[list[tuple[int, int, str, float]]]:
-        return [
-            spans.decode(words, metrics.softmax(own), self.card.labels)
-            for words, own in zip(part.words, logits, strict=True)
-        ]
+    def _read(self, part: Part, outputs: Outputs) -> list[tuple[Any, float]]:
+        """Returns (prediction, score) of each example, see `readings.in_short`."""
+        return [readings.in_short(out) for out in readings.read(self.card, outputs, part.examples.texts, part.words)]
 
     def _token_losses(self, part: Part, logits: list[np.ndarray]) -> tuple[list[float], list[int]]:
         """Returns the summed losses of each text's words, and how many they are."""

@@ -122,7 +122,7 @@ class _Tuning:
             majority = Counter(self.data.train.labels or ()).most_common(1)[0][0]
             summary["finetune.majority_accuracy"] = (part.examples.labels or []).count(majority) / len(part)
         summary |= _named("finetune.baseline", self.baselines.get(self.held_out, {}), "_")
-        if calibrated := judge.calibration(part, found, 1 / bundle.card.scale):
+        if calibrated := judge.calibration(part, found):
             summary["finetune.calibration"] = calibrated
         summary["finetune.slices"] = judge.slices(part, found)
         if abroad := [self._abroad(name, judge, outputs(name)) for name in self.data.out_of_domain]:
@@ -143,7 +143,8 @@ class _Tuning:
         """The metrics of a model of word counts, part -> metric -> value; none unless the config asks for it."""
         if not self.config.evaluate.baseline:
             return {}
-        return measure_baseline(self.trainer.card, self.parts, [self.held_out, *self.data.out_of_domain])
+        measured = [self.held_out, *self.data.out_of_domain]
+        return processes.on_first(lambda: measure_baseline(self.trainer.card, self.parts, measured))
 
     def _abroad(self, name: str, judge: Judge, outputs: list[np.ndarray]) -> dict[str, Any]:
         part = self.parts[name]
@@ -198,9 +199,7 @@ def _together(config: Config, summaries: Sequence[Summary], folders: Sequence[Pa
         bounds = intervals.interval([figures[name] for figures in drawn], len(runs[0]))
         if all(map(math.isfinite, bounds)):
             summary[f"finetune.{name}_interval"] = list(bounds)
-    best = config.checkpoint.metric
-    sign = -1 if best in LOWER_IS_BETTER else 1
-    chosen = max(range(len(folders)), key=lambda run: sign * _validated(folders[run], best, sign))
+    chosen = max(range(len(folders)), key=lambda run: _validated(folders[run], config.checkpoint.metric))
     seeds = [{"seed": config.train.seed + run, **_own(each)} for run, each in enumerate(summaries)]
     return summary | {"finetune.best_seed": config.train.seed + chosen, "finetune.seeds": seeds}
 
@@ -214,10 +213,11 @@ def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _validated(folder: Path, metric: str, sign: int) -> float:
-    """Returns the best value of a validation metric in a run."""
-    values = [line[f"validation/{metric}"] for line in read_metrics(folder) if f"validation/{metric}" in line]
-    return sign * max(sign * value for value in values)
+def _validated(folder: Path, metric: str) -> float:
+    """Returns how good the best checkpoint of a run is by a validation metric: the higher, the better."""
+    sign, name = -1 if metric in LOWER_IS_BETTER else 1, f"validation/{metric}"
+    values = [sign * line[name] for line in read_metrics(folder) if name in line]
+    return max((value for value in values if not math.isnan(value)), default=-math.inf)
 
 
 def _own(summary: Summary) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lepton_jax.data.rows import Labels
 from lepton_jax.models.transformer import Head, Transformer
 from lepton_jax.tasks.causal_lm import CausalLM
 from lepton_jax.tasks.classification import Classification
-from lepton_jax.tasks.losses import balanced
+from lepton_jax.tasks.losses import ClassLoss, balanced
 from lepton_jax.tasks.masked_lm import MaskedLM
 from lepton_jax.tasks.multi_label import MultiLabel
 from lepton_jax.tasks.regression import Regression
@@ -63,17 +63,6 @@ class Task(Protocol):
         ...
 
 
-class LabelledTask(Task, Protocol):
-    """A task with labels that people gave."""
-
-    def outputs(self, model: Transformer, params: Any, batch: Batch) -> jax.Array:
-        """Returns what the head says of each row, [B, C], or of each token, [B, T, C], float32, without dropout.
-
-        Rows hold one text each. Scores come from `outputs * card.scale + card.offset`.
-        """
-        ...
-
-
 def make_task(
     config: TaskConfig,
     tokenizer: Any,
@@ -109,10 +98,11 @@ def make_task(
     weights = None
     if config.class_weights == "balanced" and targets is not None:
         weights = balanced(targets, len(labels))
-    classes: dict[str, Any] = {
+    form = ClassLoss(config.label_smoothing, config.focal_gamma, weights)
+    classes = {
         "classification": Classification, "multi_label": MultiLabel, "token_classification": TokenClassification
     }  # fmt: skip
-    return classes[config.name](len(labels), packed, config.label_smoothing, config.focal_gamma, weights)
+    return classes[config.name](len(labels), packed, form)
 
 
 def standard(targets: Labels | None) -> tuple[float, float]:

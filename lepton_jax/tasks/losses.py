@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -13,31 +14,43 @@ from jaxtyping import Array, Float, Int
 _TINY = 1e-30  # below it a power of 1 - p would have no finite gradient
 
 
-def cross_entropy(
-    logits: Float[Array, "*n classes"],
-    labels: Int[Array, "*n"],
-    smoothing: float = 0.0,
-    gamma: float = 0.0,
-    weights: Sequence[float] | None = None,
-) -> Float[Array, "*n"]:
-    """Softmax cross-entropy, in nats.
+@dataclasses.dataclass(frozen=True)
+class ClassLoss:
+    """How the loss of classes differs from plain cross-entropy; the defaults do not.
 
-    Args:
-      logits: of each class.
-      labels: the classes.
-      smoothing: share of each target that all classes get alike (Szegedy et al. 2015, arXiv:1512.00567, section 7).
-      gamma: of the focal loss (Lin et al. 2017, arXiv:1708.02002, equation 4): each class's term is multiplied by
-        (1 - p)^gamma of its probability p.
-      weights: by which the loss of a target is multiplied, by its class.
+    Attributes:
+      smoothing: share of each target that all classes get alike (Szegedy et al. 2015, arXiv:1512.00567, section 7); of
+        classes by themselves, how far it is drawn to 1/2.
+      gamma: of the focal loss (Lin et al. 2017, arXiv:1708.02002, equation 4): each class's term, or that of "applies"
+        and "does not apply", is multiplied by (1 - p)^gamma of its probability p.
+      weights: by which the loss is multiplied, for each class; None: 1.
     """
-    if not (smoothing or gamma or weights):
+
+    smoothing: float = 0.0
+    gamma: float = 0.0
+    weights: tuple[float, ...] | None = None
+
+    def term(self, logs: jax.Array) -> jax.Array:
+        """Returns what log-probabilities cost."""
+        if not self.gamma:
+            return -logs
+        # As -expm1, 1 - p is exact, and its power has a gradient, where p is 1 but for rounding.
+        return -logs * jnp.maximum(-jnp.expm1(logs), _TINY) ** self.gamma
+
+
+PLAIN = ClassLoss()
+
+
+def cross_entropy(
+    logits: Float[Array, "*n classes"], labels: Int[Array, "*n"], form: ClassLoss = PLAIN
+) -> Float[Array, "*n"]:
+    """Softmax cross-entropy, in nats."""
+    if form == PLAIN:
         return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
-    logs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    # As -expm1, 1 - p is exact, and its power has a gradient, where p is 1 but for rounding.
-    terms = -logs if not gamma else -logs * jnp.maximum(-jnp.expm1(logs), _TINY) ** gamma
+    terms = form.term(jax.nn.log_softmax(logits.astype(jnp.float32)))
     losses = jnp.take_along_axis(terms, labels[..., None], axis=-1)[..., 0]
-    losses = (1 - smoothing) * losses + smoothing * terms.mean(-1)
-    return losses if weights is None else losses * jnp.asarray(weights, jnp.float32)[labels]
+    losses = (1 - form.smoothing) * losses + form.smoothing * terms.mean(-1)
+    return losses if form.weights is None else losses * jnp.asarray(form.weights, jnp.float32)[labels]
 
 
 def correct(logits: Float[Array, "*n classes"], labels: Int[Array, "*n"]) -> Float[Array, "*n"]:
@@ -50,28 +63,13 @@ def correct(logits: Float[Array, "*n classes"], labels: Int[Array, "*n"]) -> Flo
 
 
 def binary_cross_entropy(
-    logits: Float[Array, "*n classes"],
-    targets: Float[Array, "*n classes"],
-    smoothing: float = 0.0,
-    gamma: float = 0.0,
-    weights: Sequence[float] | None = None,
+    logits: Float[Array, "*n classes"], targets: Float[Array, "*n classes"], form: ClassLoss = PLAIN
 ) -> Float[Array, "*n"]:
-    """Sigmoid cross-entropy of each class by itself, summed over classes, in nats.
-
-    Args:
-      logits: of each class.
-      targets: 1 for the classes that apply, 0 for the others.
-      smoothing: draws the targets this share of the way to 1/2.
-      gamma: of the focal loss, see `cross_entropy`; here of "applies" and "does not apply".
-      weights: by which the loss of each class is multiplied.
-    """
-    logits, targets = logits.astype(jnp.float32), targets * (1 - smoothing) + smoothing / 2
-    terms = jnp.zeros_like(logits)
-    for sign, share in ((1.0, targets), (-1.0, 1 - targets)):
-        logs = jax.nn.log_sigmoid(sign * logits)
-        terms -= share * (logs if not gamma else logs * jnp.maximum(-jnp.expm1(logs), _TINY) ** gamma)
-    if weights is not None:  # a product of matrices would round to fewer bits on GPUs and TPUs
-        terms *= jnp.broadcast_to(jnp.asarray(weights, jnp.float32), terms.shape)
+    """Sigmoid cross-entropy of each class by itself, summed over classes, in nats; a target is 1 where it applies."""
+    logits, targets = logits.astype(jnp.float32), targets * (1 - form.smoothing) + form.smoothing / 2
+    terms = targets * form.term(jax.nn.log_sigmoid(logits)) + (1 - targets) * form.term(jax.nn.log_sigmoid(-logits))
+    if form.weights is not None:  # a product of matrices would round to fewer bits on GPUs and TPUs
+        terms *= jnp.broadcast_to(jnp.asarray(form.weights, jnp.float32), terms.shape)
     return terms.sum(-1)
 
 

@@ -13,7 +13,8 @@ from lepton_jax.core import rng as rngs
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.models.transformer import Transformer
-from lepton_jax.tasks import LabelledTask, Metrics, Task
+from lepton_jax.tasks import Metrics, Task
+from lepton_jax.tasks.labelled import LabelledTask
 
 Evaluate = Callable[[Any, Iterable[dict[str, np.ndarray]]], dict[str, float]]
 

@@ -13,6 +13,7 @@ from lepton_jax.data.batches import evaluation_batches
 from lepton_jax.data.rows import Rows
 from lepton_jax.models.transformer import Transformer, init_params
 from lepton_jax.tasks.classification import Classification
+from lepton_jax.tasks.losses import ClassLoss
 from lepton_jax.tasks.multi_label import MultiLabel
 from lepton_jax.tasks.regression import Regression
 from lepton_jax.tasks.token_classification import TokenClassification
@@ -155,7 +156,7 @@ def test_packed_tokens_have_the_loss_and_the_gradients_of_unpacked_ones():
 
     def gradient(packed):
         (batch,) = evaluation_batches(rows, 12, 8, pack=packed, pad_id=0)
-        task = TokenClassification(3, packed, weights=(1.0, 2.0, 0.5))
+        task = TokenClassification(3, packed, ClassLoss(weights=(1.0, 2.0, 0.5)))
         return batch, jax.jit(jax.value_and_grad(lambda p: task.loss(model, p, batch, KEY), has_aux=True))(params)
 
     (packed, ((loss, metrics), grads)), (alone, ((wanted, expected), wanted_grads)) = gradient(True), gradient(False)

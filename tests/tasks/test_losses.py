@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_jax.tasks.losses import (
+    ClassLoss,
     balanced,
     binary_cross_entropy,
     correct,
@@ -50,7 +51,7 @@ def slow_binary_cross_entropy(logits, targets, smoothing=0.0, gamma=0.0, weights
 def test_classification_losses_equal_a_slow_reference(loss, slow, options):
     targets = TARGETS[loss]
     expected = [slow(row, target, **options) for row, target in zip(LOGITS.astype(np.float64), targets, strict=True)]
-    found = loss(jnp.asarray(LOGITS), jnp.asarray(targets), **options)
+    found = loss(jnp.asarray(LOGITS), jnp.asarray(targets), ClassLoss(**options))
     assert found.shape == (5,) and found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     if options:
@@ -60,7 +61,7 @@ def test_classification_losses_equal_a_slow_reference(loss, slow, options):
 @pytest.mark.parametrize("loss", [cross_entropy, binary_cross_entropy])
 def test_no_loss_is_a_product_of_matrices(loss):
     """Which GPUs and TPUs compute in fewer bits than float32 has."""
-    program = jax.make_jaxpr(lambda logits: loss(logits, TARGETS[loss], 0.1, 2.0, (0.5, 2.0, 3.0)))(LOGITS)
+    program = jax.make_jaxpr(lambda logits: loss(logits, TARGETS[loss], ClassLoss(0.1, 2.0, (0.5, 2.0, 3.0))))(LOGITS)
     assert "log" in str(program) and "dot_general" not in str(program)
 
 
@@ -116,7 +117,7 @@ def test_half_precision_logits_are_computed_in_float32(loss):
 def test_extreme_logits_stay_finite(loss, options):
     logits = jnp.asarray([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [30.0, -30.0, -40.0]])
     targets = jnp.asarray([0, 0, 0]) if loss is cross_entropy else jnp.asarray([[1.0, 0, 0]] * 3)
-    values, gradient = jax.value_and_grad(lambda x: jnp.sum(loss(x, targets, **options)))(logits)
+    values, gradient = jax.value_and_grad(lambda x: jnp.sum(loss(x, targets, ClassLoss(**options))))(logits)
     assert math.isfinite(values) and values >= 1e4 and bool(jnp.all(jnp.isfinite(gradient)))
 
 

@@ -86,6 +86,14 @@ class Training:
     def step(self):
         return compiled_step(self)
 
+    def run(self, batches, start=None):
+        """Returns the state after a step on each batch, and the metrics of each."""
+        state, history = start or self.start(), []
+        for batch in batches:
+            state, metrics = self.step(state, self.put(batch))
+            history.append({name: float(value) for name, value in metrics.items()})
+        return state, history
+
     def put(self, batch):
         return sharding.put_batch(batch, self.mesh)
 

@@ -20,15 +20,6 @@ RATES = dataclasses.replace(
 )
 
 
-def run(setup, batches, start=None):
-    """Returns the state after a step on each batch, and the metrics of each."""
-    state, history = start or setup.start(), []
-    for batch in batches:
-        state, metrics = setup.step(state, setup.put(batch))
-        history.append({name: float(value) for name, value in metrics.items()})
-    return state, history
-
-
 def apart(found):
     """Returns path -> array with the two layers of a stack under names of their own."""
     names = {}
@@ -50,10 +41,10 @@ def test_a_mesh_changes_neither_rates_nor_thawing(training, rows, numbers):
     """Per factor and step as on one device, where `tests/optim` compares them with an optimizer a layer."""
     batches = [rows(seed=seed) for seed in range(3)]
     one, many = (training("classification", shape, RATES, TRAIN) for shape in ("", "data=2,fsdp=2,tensor=2"))
-    (state, history), (spread, other) = (run(setup, batches) for setup in (one, many))
+    (state, history), (spread, other) = (setup.run(batches) for setup in (one, many))
     assert int(state.opt_state[-1].count) == int(spread.opt_state[-1].count) == 3
     wanted, found = numbers(state.params), numbers(spread.params)
-    plain = numbers(run(training("classification", "", PLAIN, TRAIN), batches)[0].params)
+    plain = numbers(training("classification", "", PLAIN, TRAIN).run(batches)[0].params)
     assert all(np.abs(wanted[path] - plain[path]).max() > 1e-4 for path in wanted if path.startswith(("layers", "emb")))
     for path, value in wanted.items():
         np.testing.assert_allclose(found[path], value, atol=2e-6, err_msg=path)
@@ -64,20 +55,20 @@ def test_values_thaw_after_their_step_and_a_bad_batch_is_no_step(training, rows,
     setup = training("classification", "", RATES, TRAIN)
     bad = rows(seed=2)
     bad["weight"][3] = np.inf
-    always = {name.split("/")[0] for name in moved(setup, numbers, run(setup, [rows()])[0])}
+    always = {name.split("/")[0] for name in moved(setup, numbers, setup.run([rows()])[0])}
     assert always == {"layers_0", "final_norm", "pooler", "head"}
-    state, history = run(setup, [rows(), bad, bad])
+    state, history = setup.run([rows(), bad, bad])
     assert history[-1]["skipped"] == 2 and state.opt_state[-1].count == 1
     assert {name.split("/")[0] for name in moved(setup, numbers, state)} == always
     for batches, thawed in (([rows(), bad, rows()], {"layers_1"}), ([rows()] * 3, {"layers_1", "embeddings"})):
-        found = moved(setup, numbers, run(setup, batches)[0])
+        found = moved(setup, numbers, setup.run(batches)[0])
         assert {name.split("/")[0] for name in found} == always | thawed
 
 
 def test_two_and_two_steps_equal_four(training, rows, numbers, tmp_path):
     setup = training("classification", "data=4,fsdp=2", RATES, TRAIN)
     batches = [rows(seed=seed) for seed in range(4)]
-    wanted, half = numbers(run(setup, batches)[0]), run(setup, batches[:2])[0]
+    wanted, half = numbers(setup.run(batches)[0]), setup.run(batches[:2])[0]
     assert int(half.opt_state[-1].count) == 2 and "embeddings/token" not in moved(setup, numbers, half)
 
     class Positions:
@@ -93,7 +84,7 @@ def test_two_and_two_steps_equal_four(training, rows, numbers, tmp_path):
         checkpoints.save(2, half, Positions())
     with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
         resumed = checkpoints.restore(2, setup.abstract)
-    found = numbers(run(setup, batches[2:], resumed)[0])
+    found = numbers(setup.run(batches[2:], resumed)[0])
     assert found.keys() == wanted.keys() and any(path.startswith("opt_state") and "count" in path for path in found)
     for path, value in wanted.items():
         np.testing.assert_array_equal(found[path], value, err_msg=path)
@@ -105,7 +96,7 @@ def test_two_and_two_steps_equal_four(training, rows, numbers, tmp_path):
 def test_a_layer_that_is_frozen_keeps_its_bits_and_counts_in_no_norm(training, rows, numbers):
     frozen = dataclasses.replace(PLAIN, frozen=("^embeddings/", "layers_0/"), weight_decay=0.5, clip_norm=0.3)
     setup = training("classification", "", frozen, TRAIN)
-    state, history = run(setup, [rows(), rows(seed=1)])
+    state, history = setup.run([rows(), rows(seed=1)])
     before, after = (apart(numbers(each.params)) for each in (setup.start(), state))
     kept = {name for name in before if name.startswith(("embeddings/", "layers_0/"))}
     assert {name for name in before if (before[name] == after[name]).all()} == kept and len(kept) > 10
@@ -124,7 +115,7 @@ def test_a_layer_that_is_frozen_keeps_its_bits_and_counts_in_no_norm(training, r
         for part in (trees.split(tree, trainable(frozen, params))[0] for tree in (params, gradient(params)))
     )
     updates, _ = setup.optimizer.update(grads, setup.optimizer.init(free), free)
-    first = apart(numbers(run(setup, [rows()])[0].params))
+    first = apart(numbers(setup.run([rows()])[0].params))
     for path, update in numbers(updates["layers"]).items():
         name = f"layers_1/{path}"
         np.testing.assert_allclose(first[name] - before[name], update[0], atol=1e-7, err_msg=path)

@@ -24,15 +24,6 @@ MESHES = {  # and the part of a stack of query kernels that a device has
 QUERY = "layers/attention/query/kernel"
 
 
-def run(setup, batches, start=None):
-    """Returns the state after a step on each batch, and the metrics of each."""
-    state, history = start or setup.start(), []
-    for batch in batches:
-        state, metrics = setup.step(state, setup.put(batch))
-        history.append({name: float(value) for name, value in metrics.items()})
-    return state, history
-
-
 def difference(first, second):
     """Returns path -> largest absolute difference."""
     assert first.keys() == second.keys()
@@ -46,7 +37,7 @@ def on_one_device(training, rows, numbers):
     for name in ("masked_lm", "classification"):
         setup = training(name, **SETTINGS)
         before = numbers(setup.start().params)
-        state, history = run(setup, [rows(), rows(seed=1)])
+        state, history = setup.run([rows(), rows(seed=1)])
         after = numbers(state.params)
         # What is compared must have moved, by much more than the tolerance; a key's bias has no gradient.
         moved = difference(before, after)
@@ -66,7 +57,7 @@ def test_a_mesh_changes_neither_loss_nor_parameters(training, rows, numbers, on_
     assert {part.data.shape for part in query.addressable_shards} == {MESHES[shape]}
     assert len({str(part.index) for part in batch["token_ids"].addressable_shards}) == sharding.row_shards(setup.mesh)
 
-    state, history = run(setup, [rows(), rows(seed=1)], state)
+    state, history = setup.run([rows(), rows(seed=1)], state)
     params, expected = on_one_device[name]
     assert [each["weight"] for each in history] == [each["weight"] for each in expected]
     for each, one in zip(history, expected, strict=True):
@@ -81,9 +72,9 @@ def test_muon_on_a_mesh_is_muon_on_one_device(training, rows, numbers):
     """A matrix that lies on four devices is made orthogonal as a whole."""
     muon = dataclasses.replace(STABLE, name="muon")
     setups = [training("classification", shape, optim=muon, train=TRAIN) for shape in ("", "fsdp=2,tensor=2,data=2")]
-    states, before = [run(setup, [rows()])[0] for setup in setups], numbers(setups[0].start().params)
+    states, before = [setup.run([rows()])[0] for setup in setups], numbers(setups[0].start().params)
     one, spread = (numbers(state.params) for state in states)
-    adam = numbers(run(training("classification", **SETTINGS), [rows()])[0].params)
+    adam = numbers(training("classification", **SETTINGS).run([rows()])[0].params)
     assert difference(before, one)[QUERY] > 1e-3 and difference(adam, one)[QUERY] > 1e-3
     for path, value in spread.items():
         np.testing.assert_allclose(value, one[path], atol=5e-6, err_msg=path)
@@ -101,18 +92,18 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(training, row
     setup = training("classification", optim=STABLE, train=dataclasses.replace(TRAIN, accumulate=parts))
     good, bad, other = rows(), rows(seed=2), rows(seed=1)
     bad["weight"][3] = np.inf
-    state, (first, broken) = run(setup, [good, bad])
+    state, (first, broken) = setup.run([good, bad])
     assert np.isfinite(first["loss"]) and not np.isfinite(broken["loss"])
     assert (first["skipped"], broken["skipped"], int(state.skipped), int(state.step)) == (0, 1, 1, 2)
-    after_good, _ = run(setup, [good])
+    after_good, _ = setup.run([good])
     for part in ("params", "opt_state"):
         kept, wanted = numbers(getattr(state, part)), numbers(getattr(after_good, part))
         before = numbers(getattr(setup.start(), part))
         assert any((wanted[path] != before[path]).any() for path in wanted)
         for path, value in wanted.items():
             np.testing.assert_array_equal(kept[path], value, err_msg=path)
-    state, (resumed,) = run(setup, [other], state)
-    _, (_, second) = run(setup, [good, other])
+    state, (resumed,) = setup.run([other], state)
+    _, (_, second) = setup.run([good, other])
     assert resumed["learning_rate"] == second["learning_rate"] > first["learning_rate"] and resumed["skipped"] == 1
     np.testing.assert_allclose(resumed["loss"], second["loss"], rtol=1e-6)
 
@@ -125,7 +116,7 @@ def test_four_parts_equal_one(training, rows, numbers, on_one_device):
     whole = dataclasses.replace(setup, train=TRAIN)
     programs = [str(jax.make_jaxpr(each.pure_step())(each.abstract, rows())) for each in (whole, setup)]
     assert ["length=4" in program for program in programs] == [False, True]
-    state, history = run(setup, [rows(), rows(seed=1)])
+    state, history = setup.run([rows(), rows(seed=1)])
     params, expected = on_one_device["classification"]
     for each, one in zip(history, expected, strict=True):
         assert each.keys() == one.keys()
@@ -149,7 +140,7 @@ def test_parts_of_masked_lm_have_keys_of_their_own_and_count_by_their_targets(tr
     assert weights[0] != weights[1] and min(weights) > 0 and abs(losses[0] - losses[1]) > 1e-2
     share = np.array(weights) / sum(weights)
     grads = jax.tree.map(lambda a, b: a * share[0] + b * share[1], parts[0][1], parts[1][1])
-    _, (metrics,) = run(setup, [batch])
+    _, (metrics,) = setup.run([batch])
     assert metrics["weight"] == sum(weights)
     np.testing.assert_allclose(metrics["loss"], share @ losses, rtol=1e-6)
     np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(grads), rtol=1e-5)
@@ -199,7 +190,7 @@ def test_frozen_parameters_keep_their_bits_and_have_no_gradient(training, rows, 
     setup = training("classification", optim=frozen, train=TRAIN)
     start = setup.start()
     before = numbers(start.params)
-    state, history = run(setup, [rows(), rows(seed=1)], start)
+    state, history = setup.run([rows(), rows(seed=1)], start)
     after = numbers(state.params)
     free, free_history = on_one_device["classification"]
     assert all((free[path] != before[path]).any() for path in before), "without freezing everything moves"
@@ -250,7 +241,7 @@ def test_metrics_are_scalars_with_the_rate_of_the_step(training, rows):
     assert metrics.pop("skipped").dtype == jnp.int32
     assert {(value.shape, str(value.dtype)) for value in metrics.values()} == {((), "float32")}
     assert state.step == 1 and state.step.dtype == jnp.int32
-    rates = [each["learning_rate"] for each in run(setup, [rows()] * 5)[1]]
+    rates = [each["learning_rate"] for each in setup.run([rows()] * 5)[1]]
     np.testing.assert_allclose(rates, [0.0075, 0.015, 0.0225, 0.03, 0.03], rtol=1e-6)
 
 
@@ -259,7 +250,7 @@ def test_the_masks_change_with_the_step_and_nothing_else(training, rows):
 
     def loss(step):
         start = setup.start().replace(step=jax.device_put(jnp.int32(step), setup.abstract.step.sharding))
-        return run(setup, [rows()], start)[1][0]["loss"]
+        return setup.run([rows()], start)[1][0]["loss"]
 
     first, second, again = loss(0), loss(1), loss(1)
     assert first != second and second == again
@@ -288,5 +279,5 @@ def test_thirty_steps_learn_what_can_be_learned(training, rows, name):
     if name == "masked_lm":
         token = np.arange(10, 18, dtype=np.int32)[:, None]
         batch["token_ids"] = np.where(batch["token_ids"] > 4, token, batch["token_ids"])
-    losses = [each["loss"] for each in run(setup, [batch] * 30)[1]]
+    losses = [each["loss"] for each in setup.run([batch] * 30)[1]]
     assert losses[0] > 1.0 and np.mean(losses[-3:]) < 0.3 * losses[0]
