@@ -27,7 +27,7 @@ import numpy as np
 from absl import app, flags, logging
 from matplotlib.figure import Figure
 
-from lepton_jax import huge_pages, stages, workdir
+from lepton_jax import cpus, stages, workdir
 from lepton_jax.config import Config, resolve
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import tokenizers
@@ -142,5 +142,5 @@ def draw(curves: dict[Any, Any], seconds: dict[Any, float], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    huge_pages.use()  # as a command does
+    cpus.prepare()  # as a command does
     app.run(main)

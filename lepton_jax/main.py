@@ -6,9 +6,9 @@ python -m lepton_jax.main --config=configs/NAME.py[:ARG] --workdir=DIR [--config
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from lepton_jax import huge_pages
+    from lepton_jax import cpus
 
-    huge_pages.use()  # first of all, for it starts the process anew
+    cpus.prepare()  # first of all, for it starts the process anew
 
 import contextlib
 import os

@@ -27,12 +27,16 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     )
 # Tests compile far more than they compute.
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-# Eight devices share the threads of few cores: where these are busy, one may come to a sum long after the others.
+# Eight devices share few cores: where these are busy, one may come to a sum long after the others.
 os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 # Compiled programs are kept from one run of the suite to the next.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+from lepton_jax import cpus  # noqa: E402
+
+cpus.spare_threads()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

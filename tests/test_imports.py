@@ -13,7 +13,7 @@ PACKAGE = ROOT / "lepton_jax"
 # A file imports from its own folder and from lower floors.
 FLOORS = (
     {"core"},
-    {"config", "disk", "chatter", "rendezvous", "positions", "huge_pages"},
+    {"config", "disk", "chatter", "rendezvous", "positions", "cpus"},
     {"processes", "overrides"},
     {"workdir", "evaluate"},
     {"manifest"},

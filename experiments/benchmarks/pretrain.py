@@ -257,7 +257,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     if "--side=ours" in sys.argv:
-        from lepton_jax import huge_pages
+        from lepton_jax import cpus
 
-        huge_pages.use()
+        cpus.prepare()
     app.run(main)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from lepton_jax import huge_pages
+from lepton_jax import cpus
 from lepton_jax.config import Config, DataConfig, ModelConfig
 from lepton_jax.core import sharding
 from lepton_jax.models.sizes import SIZES
@@ -165,5 +165,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    huge_pages.use()  # as a run does
+    cpus.prepare()  # as a run does
     app.run(main)

@@ -161,14 +161,6 @@ def process_rows(mesh: Mesh, batch_size: int) -> list[slice]:
     return parts
 
 
-def settled(value: Any) -> Any:
-    """Returns arrays, and on several CPU devices waits for them first: these share few threads, and two programs at a
-    time, each of which waits for all devices, may take them from each other for ever."""
-    devices = jax.tree.leaves(value)[0].devices()
-    alone = len(devices) == 1 or next(iter(devices)).platform != "cpu"
-    return value if alone else jax.block_until_ready(value)
-
-
 def on_this_process(tree: Any) -> Any:
     """Returns a tree of arrays that this process holds in full, on its own devices; all processes must call it."""
     if jax.process_count() == 1:

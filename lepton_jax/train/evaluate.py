@@ -33,7 +33,7 @@ def make_evaluate(task: Task, model: Transformer, mesh: Mesh, seed: int = 0) -> 
     def evaluate(params: Any, batches: Iterable[dict[str, np.ndarray]]) -> dict[str, float]:
         key = jax.random.key(seed)
         pending = [
-            sharding.settled(metrics_of(params, sharding.put_batch(batch, mesh), rngs.stream(key, "evaluate", index)))
+            metrics_of(params, sharding.put_batch(batch, mesh), rngs.stream(key, "evaluate", index))
             for index, batch in enumerate(batches)
         ]
         if not pending:
@@ -65,7 +65,7 @@ def make_outputs(task: LabelledTask, model: Transformer, mesh: Mesh) -> Callable
     compiled = jax.jit(outputs_of, out_shardings=sharding.replicated(mesh))
 
     def outputs(params: Any, batches: Iterable[dict[str, np.ndarray]], order: np.ndarray) -> list[np.ndarray]:
-        pending = [sharding.settled(compiled(params, sharding.put_batch(batch, mesh))) for batch in batches]
+        pending = [compiled(params, sharding.put_batch(batch, mesh)) for batch in batches]
         found = [row for part in pending for row in np.asarray(part.addressable_data(0))]
         rows: list[np.ndarray] = [found[0]] * len(order)
         for place, row in zip(order.tolist(), found[: len(order)], strict=True):

@@ -135,11 +135,11 @@ def fit(
                 step += 1
                 batch = batches.take(ramp.parts(config.train, step))
                 placed = sharding.put_batch(batch, mesh)
-                tokens.append(sharding.settled(_count(placed["attention_mask"])))
+                tokens.append(_count(placed["attention_mask"]))
                 rows, length = placed["token_ids"].shape
                 flops += rows * work(length)
                 with trace.step(step):
-                    state, metrics = sharding.settled(step_fn(state, placed))
+                    state, metrics = step_fn(state, placed)
                 if traced := trace.after(step, metrics):
                     logger.note(traced)
                 # Both look at an earlier step, now that the next one is under way: devices never wait.

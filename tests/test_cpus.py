@@ -1,4 +1,4 @@
-"""That a process starts itself anew once, with the same command, and only where it helps."""
+"""That a process starts itself anew once, with the same command, where it helps; and with how many threads."""
 
 import os
 import subprocess
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from lepton_jax import huge_pages
+from lepton_jax import cpus
 
 pytestmark = pytest.mark.once
 
 SCRIPT = """
 import os, sys
-from lepton_jax import huge_pages
-huge_pages._MODE = __import__("pathlib").Path(sys.argv[1])
+from lepton_jax import cpus
+cpus._MODE = __import__("pathlib").Path(sys.argv[1])
 print("start", flush=True)
-huge_pages.use()
+cpus.prepare()
 print(os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], flush=True)
 """
 
@@ -57,8 +57,30 @@ def test_the_environment_decides(mode: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_process_stays_the_same(mode: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(huge_pages, "_MODE", mode)
+    monkeypatch.setattr(cpus, "_MODE", mode)
     monkeypatch.setattr(os, "execv", lambda *arguments: calls.append(arguments))
-    huge_pages.use()
+    cpus.prepare()
     assert os.environ.pop("GLIBC_TUNABLES") == "glibc.malloc.hugetlb=1"
     assert calls == [(sys.executable, [sys.executable, *sys.orig_argv[1:]])]
+
+
+@pytest.mark.parametrize(
+    ("flags", "given", "threads"),
+    [
+        ("--xla_force_host_platform_device_count=800", None, "3200"),
+        ("--xla_force_host_platform_device_count=9 --xla_force_host_platform_device_count=700", None, "2800"),
+        ("--xla_force_host_platform_device_count=800", "5", "5"),
+        ("--xla_force_host_platform_device_count=1", None, None),
+        ("", None, None),
+    ],
+)
+def test_simulated_devices_get_threads(
+    flags: str, given: str | None, threads: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.delenv("PJRT_NPROC")
+    if given:
+        monkeypatch.setenv("PJRT_NPROC", given)
+    cpus.spare_threads()
+    assert os.environ.get("PJRT_NPROC") == threads
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
