@@ -4,9 +4,8 @@
 
 Each row is a folder in `--runs` with a summary of the stage "finetune": the task's main metric of the baseline, of the
 model (mean and standard deviation over its seeds, 95% interval of the mean by resampling examples and seeds), and of
-the
-int8 model; how many examples it was trained and tested on; the calibration error; and the wall time of all seeds. Under
-it are the sources out of domain.
+the int8 model; how many examples it was trained and tested on; the calibration error; and the wall time of all seeds.
+Under it are the sources out of domain.
 
 How to read it: `gain` is the model minus the baseline. A negative one means that word counts do better.
 """
@@ -49,10 +48,12 @@ def rows_of(folder: Path) -> list[list[str]]:
     data = summary["finetune.data"]
     examples = f"{data['train']['examples']:,} / {data[summary['finetune.evaluated_on']]['examples']:,}"
     gain = "" if baseline is None else f"{value - baseline:+.1f}"
+    errors = summary.get("finetune.calibration")
+    calibration = "" if errors is None else f"{100 * errors['error_unscaled']:.1f} to {100 * errors['error']:.1f}"
     seconds = f"{summary['wall_seconds'] / 60:.1f} min"
     rows = [
         [folder.name, metric, examples, show(baseline), f"**{value:.1f}**{spread}", bounds, gain,
-         show(number(f"int8.{metric}")), _calibration(folder), seconds]
+         show(number(f"int8.{metric}")), calibration, seconds]
     ]  # fmt: skip
     for place, source in enumerate(summary.get("finetune.out_of_domain", [])):
         abroad = [each[place].get(metric) for each in _seeds(folder)]
@@ -68,23 +69,10 @@ def rows_of(folder: Path) -> list[list[str]]:
     return rows
 
 
-def _summaries(folder: Path) -> list[dict[str, Any]]:
-    """Returns the summary of each seed of a run."""
-    seeds = sorted(folder.glob("seed_*/summary.json"))
-    return [read_json(path) for path in seeds or [folder / "summary.json"]]
-
-
 def _seeds(folder: Path) -> list[list[dict[str, Any]]]:
-    return [each["finetune.out_of_domain"] for each in _summaries(folder)]
-
-
-def _calibration(folder: Path) -> str:
-    """Returns the mean expected calibration error before and after the temperature."""
-    found = [each["finetune.calibration"] for each in _summaries(folder) if "finetune.calibration" in each]
-    if not found:
-        return ""
-    before, after = (100 * np.mean([each[name] for each in found]) for name in ("error_unscaled", "error"))
-    return f"{before:.1f} to {after:.1f}"
+    """Returns the results out of domain of each seed of a run."""
+    paths = sorted(folder.glob("seed_*/summary.json")) or [folder / "summary.json"]
+    return [read_json(path)["finetune.out_of_domain"] for path in paths]
 
 
 def main(argv: list[str]) -> None:

@@ -150,6 +150,13 @@ def test_several_seeds_are_compiled_once_and_reported_together(tune, monkeypatch
     low, high = summary["finetune.accuracy_interval"]
     assert low <= summary["finetune.accuracy"] <= high and high - low < 0.4
     assert [row["seed"] for row in summary["finetune.seeds"]] == [5, 6, 7]
+    errors = [each["finetune.calibration"]["error"] for each in seeds]
+    assert summary["finetune.calibration"]["error"] == pytest.approx(np.mean(errors)) and min(errors) < max(errors)
+    slices = [each["finetune.slices"] for each in (summary, *seeds)]
+    for mean, *each in zip(*slices, strict=True):
+        assert mean["value"] == each[0]["value"] and mean["loss"] == pytest.approx(
+            np.mean([row["loss"] for row in each])
+        )
     best = summary["finetune.best_seed"]
     tops = {
         seed: max(line.get("validation/accuracy", 0) for line in read_metrics(folder / f"seed_{seed}"))

@@ -163,8 +163,8 @@ class Judge:
         examples = part.examples
         names = examples.source_names
         sources = [names[number] for number in examples.sources or ()] if len(names) > 1 else None
-        shown = {
-            "classes": ("accuracy", "macro_f1"), "sets": ("exact_match", "micro_f1"),
+        shown = {  # no means over classes: a slice may lack some of them
+            "classes": ("accuracy", "loss"), "sets": ("exact_match", "micro_f1"),
             "numbers": ("mean_squared_error", "spearman"), "spans": ("precision", "recall", "f1"),
         }[self.kind]  # fmt: skip
 

@@ -191,9 +191,12 @@ def _together(config: Config, summaries: Sequence[Summary], folders: Sequence[Pa
             summary[name] = float(np.mean(values))
             if name.partition(".")[2] in names:
                 summary[f"{name}_std"] = float(np.std(values, ddof=1))
-    if "finetune.out_of_domain" in summaries[0]:
-        tables = [each["finetune.out_of_domain"] for each in summaries]
-        summary["finetune.out_of_domain"] = [_mean(rows) for rows in zip(*tables, strict=True)]
+    for name in ("finetune.out_of_domain", "finetune.slices"):
+        if name in summaries[0]:
+            summary[name] = [_mean(rows) for rows in zip(*(each[name] for each in summaries), strict=True)]
+    if "finetune.calibration" in summaries[0]:
+        errors = _mean([each["finetune.calibration"] for each in summaries])
+        summary["finetune.calibration"] = {name: value for name, value in errors.items() if name != "bins"}
     drawn = [lines.figures(kind, run) for run in runs]
     for name in drawn[0]:
         bounds = intervals.interval([figures[name] for figures in drawn], len(runs[0]))
