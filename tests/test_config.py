@@ -252,6 +252,15 @@ CHECKS = {
     "buckets hold a text": (
         "finetune", {"infer__lengths": (3, 16)}, {"infer__lengths": (4, 16)},
         "config.infer.lengths=(3, 16): must be increasing lengths, each above 3"),
+    "a weight has its class": (
+        "finetune", {"task__class_weights": "spam=4,ham"}, {"task__class_weights": "spam=4,a=b=0.5"},
+        "config.task.class_weights='spam=4,ham': must be LABEL=NUMBER,LABEL=NUMBER; 'ham' is not"),
+    "a class has one weight": (
+        "finetune", {"task__class_weights": "spam=4,spam=1"}, {"task__class_weights": "balanced"},
+        "config.task.class_weights='spam=4,spam=1': names 'spam' twice"),
+    "a weight is finite": (
+        "finetune", {"task__class_weights": "spam=inf"}, {"task__class_weights": "spam=1e3"},
+        "config.task.class_weights='spam=inf': inf must be 0 or more, and finite"),
     "a rate is a rule": (
         "finetune", {"optim__rates": ("head=2", "embeddings")}, {"optim__rates": ("head=2",)},
         "config.optim.rates='embeddings': must be PATTERN=NUMBER, such as '^embeddings/=0.1'"),

@@ -72,6 +72,8 @@ def check_together(config: Config, where: str) -> None:
         value = getattr(task, name)
         require(value in (0.0, "none") or task.name in CLASSIFIERS, f"task.{name}", value,
                 f"is for {', '.join(map(repr, CLASSIFIERS))}, not for {task.name!r}")  # fmt: skip
+    if task.class_weights not in ("none", "balanced"):
+        rules.weights(task.class_weights, f"{where}.task.class_weights")
     if config.stage == "pretrain":
         for field in ("data.pair", "data.out_of_domain", "evaluate.baseline"):
             section, name = field.split(".")

@@ -79,7 +79,8 @@ class TaskConfig:
     # Of the three tasks with classes:
     label_smoothing: float = number(0.0, 0, 1, "high")  # share of a target that all classes get alike
     focal_gamma: float = number(0.0, 0)  # above 0: focal loss (Lin et al. 2017), which looks away from what is easy
-    class_weights: Literal["none", "balanced"] = "none"  # balanced: a class counts by n / (classes * its own n)
+    # What a class counts for: "none", 1; "balanced", n / (classes * its own n); or "LABEL=WEIGHT,...", the others 1.
+    class_weights: str = "none"
     # Of masked_lm:
     mask_rate: float = number(0.15, 0, 1, "low high")
     mask_unit: Literal["token", "word", "span"] = "token"  # what is masked whole or not at all
@@ -90,7 +91,8 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Sources are `tfds:NAME[:SPLIT]`, `text:GLOB`, `jsonl:FILE`, `csv:FILE`, `tsv:FILE`; several by commas."""
+    """Sources are `tfds:NAME[:SPLIT]`, `text:GLOB`, or a file after `jsonl:`, `csv:`, `tsv:`, `parquet:` or `conll:`;
+    several by commas."""
 
     train: str = ""
     weights: tuple[float, ...] = ()  # pretrain: each train source's share of the tokens; empty: each text once an epoch

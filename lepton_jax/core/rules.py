@@ -1,4 +1,4 @@
-"""Rules of a config that give a number to the parameters whose paths match a pattern."""
+"""Rules of a config that give numbers: to the parameters whose paths match a pattern, or to names."""
 
 from __future__ import annotations
 
@@ -19,13 +19,35 @@ def parse(rule: str, kind: type[int] | type[float], where: str) -> tuple[str, fl
     if not (equals and pattern):
         raise UserError(f"{where}={rule!r}: {form}")
     compiles(pattern, f"{where}={rule!r}")
+    return pattern, _number(text, kind, f"{where}={rule!r}", form)
+
+
+def weights(text: str, where: str) -> dict[str, float]:
+    """Returns name -> number of "NAME=NUMBER,NAME=NUMBER"; a name may itself have a "=", but no comma.
+
+    Raises:
+      UserError: a part has no "=", names what another part names, or its number is none, negative or not finite.
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = part.strip().rpartition("=")
+        form = "must be LABEL=NUMBER,LABEL=NUMBER"
+        if not (equals and name):
+            raise UserError(f"{where}={text!r}: {form}; {part!r} is not")
+        if name in found:
+            raise UserError(f"{where}={text!r}: names {name!r} twice")
+        found[name] = _number(number, float, f"{where}={text!r}", form)
+    return found
+
+
+def _number(text: str, kind: type[int] | type[float], where: str, form: str) -> float:
     try:
         value = kind(text)
     except ValueError:
-        raise UserError(f"{where}={rule!r}: {text!r} is no {'whole ' * (kind is int)}number; {form}") from None
+        raise UserError(f"{where}: {text!r} is no {'whole ' * (kind is int)}number; {form}") from None
     if not 0 <= value < float("inf"):
-        raise UserError(f"{where}={rule!r}: {text} must be 0 or more, and finite")
-    return pattern, value
+        raise UserError(f"{where}: {text} must be 0 or more, and finite")
+    return value
 
 
 def compiles(pattern: str, where: str) -> None:

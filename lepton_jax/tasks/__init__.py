@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from lepton_jax.config import TaskConfig
+from lepton_jax.core import rules
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.rows import Labels
 from lepton_jax.models.transformer import Head, Transformer
@@ -81,7 +82,8 @@ def make_task(
       targets: the labels of the training rows; None: unknown yet, in which case classes weigh the same.
 
     Raises:
-      UserError: masked language modelling with a tokenizer that has no mask token.
+      UserError: masked language modelling with a tokenizer that has no mask token; a weight of a class that the data
+        do not have.
     """
     if config.name == "masked_lm":
         if tokenizer.mask_id is None:
@@ -95,14 +97,25 @@ def make_task(
     if config.name == "regression":
         offset, scale = standard(targets)
         return Regression(offset, scale, packed)
-    weights = None
-    if config.class_weights == "balanced" and targets is not None:
-        weights = balanced(targets, len(labels))
-    form = ClassLoss(config.label_smoothing, config.focal_gamma, weights)
+    form = ClassLoss(config.label_smoothing, config.focal_gamma, _class_weights(config.class_weights, labels, targets))
     classes = {
         "classification": Classification, "multi_label": MultiLabel, "token_classification": TokenClassification
     }  # fmt: skip
     return classes[config.name](len(labels), packed, form)
+
+
+def _class_weights(rule: str, labels: Sequence[str], targets: Labels | None) -> tuple[float, ...] | None:
+    """Returns the weight of each class; None: all weigh the same."""
+    if rule == "none" or targets is None:
+        return None
+    if rule == "balanced":
+        return balanced(targets, len(labels))
+    given = rules.weights(rule, "config.task.class_weights")
+    for name in given.keys() - set(labels):
+        raise UserError(
+            f"config.task.class_weights={rule!r}: no class is named {name!r}; there are {', '.join(labels)}"
+        )
+    return tuple(given.get(name, 1.0) for name in labels)
 
 
 def standard(targets: Labels | None) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """Losses against slow float64 references, and the weighted mean of every task."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lepton_jax.config import TaskConfig
+from lepton_jax.core.errors import UserError
+from lepton_jax.tasks import make_task
 from lepton_jax.tasks.losses import (
     ClassLoss,
     balanced,
@@ -75,6 +79,19 @@ def test_balanced_weights_are_those_of_scikit_learn():
     tokens = [np.array([-1, 0, 0, 0, 2, -1]), np.array([2, 1, 0, 2, -1])]
     assert balanced(tokens, 3) == found and balanced(labels, 4)[3] == 1.0
     np.testing.assert_allclose(balanced(np.eye(3)[labels], 3), found)
+
+
+def test_classes_have_the_weights_that_the_config_gives_them():
+    labels, targets = ("eggs", "ham", "spam"), np.array([0, 1, 1, 2])
+
+    def weights(rule: str):
+        task: Any = make_task(TaskConfig("classification", class_weights=rule), None, labels=labels, targets=targets)
+        return task.form.weights
+
+    assert weights("none") is None and weights("spam=4, eggs=0.5") == (0.5, 1.0, 4.0)
+    assert weights("balanced") == balanced(targets, 3) != (1.0, 1.0, 1.0)
+    with pytest.raises(UserError, match="no class is named 'spa'; there are eggs, ham, spam"):
+        weights("spa=4")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
