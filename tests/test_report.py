@@ -264,17 +264,19 @@ def test_calibration_slices_and_seeds_are_shown(tmp_path: Path) -> None:
     assert not [row for row in found.rows if "interval" in row[0]]
 
 
-def test_a_table_of_seeds_ends_with_what_holds_for_all(tmp_path: Path) -> None:
+def test_a_table_of_seeds_has_what_holds_for_all(tmp_path: Path) -> None:
     seeds = [{"seed": 5 + n, "accuracy": 0.8 + n / 10, "loss": 1.0, "wall_seconds": 3.0} for n in range(2)]
+    seeds[0]["int8.accuracy"] = 0.79
     summary = {
         "finetune.accuracy": 0.85, "finetune.accuracy_std": 0.07, "finetune.accuracy_interval": [0.78, 0.92],
         "finetune.loss": 1.0, "finetune.seeds": seeds, "wall_seconds": 9.0,
+        "int8.accuracy": 0.8, "int8.accuracy_std": 0.01,
     }  # fmt: skip
     rows = page(tmp_path, {"a": make_run(tmp_path / "a")}, summary).rows
-    at = rows.index(["seed", "accuracy", "loss", "wall seconds"])
-    assert rows[at + 1 : at + 6] == [
-        ["5", "80.0%", "1", "3.0 s"], ["6", "90.0%", "1", "3.0 s"],
-        ["mean", "85.0%", "1", ""], ["deviation", "7.0%", "", ""], ["95%", "78.0% to 92.0%", "", ""],
+    at = rows.index(["", "seed 5", "seed 6", "mean", "deviation", "95%"])
+    assert rows[at + 1 : at + 5] == [
+        ["accuracy", "80.0%", "90.0%", "85.0%", "7.0%", "78.0% to 92.0%"], ["loss", "1", "1", "1", "", ""],
+        ["wall seconds", "3.0 s", "3.0 s", "", "", ""], ["int8.accuracy", "79.0%", "", "80.0%", "1.0%", ""],
     ]  # fmt: skip
 
 

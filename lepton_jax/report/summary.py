@@ -80,11 +80,11 @@ def details(summary: Mapping[str, Any]) -> str:
         title = f"<code>{escape(name)}</code>"
         if name.endswith("calibration.bins") and value:
             tables += f"<h3>{title}</h3>\n{_reliability(value)}"
+        elif name.endswith(".seeds") and value:
+            tables += f"<h3>{title}</h3>\n{_seeds(value, name.removesuffix('seeds'), summary)}"
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             columns = list(dict.fromkeys(key for line in value for key in line))
             lines = [[escape(shown(key, line[key])) if key in line else "" for key in columns] for line in value]
-            if name.endswith(".seeds"):
-                lines += _over_seeds(columns, name.removesuffix("seeds"), summary)
             numbers = [
                 place for place, key in enumerate(columns)
                 if all(isinstance(line.get(key, 0), (int, float)) for line in value)
@@ -95,17 +95,17 @@ def details(summary: Mapping[str, Any]) -> str:
     return f"<h2>Details</h2>\n{table(rows)}{tables}" if nested else ""
 
 
-def _over_seeds(columns: list[str], group: str, summary: Mapping[str, Any]) -> list[list[str]]:
-    """Returns the last rows of a table of seeds: what a summary says of all of them, of each metric that it has."""
-    rows = [["mean"], ["deviation"], ["95%"]]
-    for key in columns[1:]:
-        for row, suffix in zip(rows, ("", "_std", "_interval"), strict=True):
-            value = summary.get(f"{group}{key}{suffix}")
-            if isinstance(value, (list, tuple)):
-                row.append(escape(" to ".join(shown(key, bound) for bound in value)))
-            else:
-                row.append("" if value is None else escape(shown(key, value)))
-    return rows
+def _seeds(seeds: list[dict[str, Any]], group: str, summary: Mapping[str, Any]) -> str:
+    """Returns a table with a line a metric: its value for each seed, and what a summary says of all of them."""
+    rows = []
+    for key in dict.fromkeys(key for line in seeds for key in line if key != "seed"):
+        name = key if "." in key else f"{group}{key}"  # those of other groups have their full names
+        each = [escape(shown(key, line[key])) if key in line else "" for line in seeds]
+        both = [escape(shown(key, summary[of])) if of in summary else "" for of in (name, f"{name}_std")]
+        bounds = escape(" to ".join(shown(key, bound) for bound in summary.get(f"{name}_interval", ())))
+        rows.append([escape(words(key)), *each, *both, bounds])
+    head = ["", *(f"seed {line['seed']}" for line in seeds), "mean", "deviation", "95%"]
+    return table(rows, head, numbers=range(1, len(head)))
 
 
 def _reliability(bins: list[dict[str, Any]]) -> str:
