@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -180,6 +181,23 @@ def test_sources_out_of_domain_are_measured_by_themselves(tune, sources):
     (row,) = summary["finetune.out_of_domain"]
     assert row["source"] == sources["far"] and row["examples"] == 40 and 0 <= row["accuracy"] <= 1
     assert 0 <= row["baseline_accuracy"] <= 1 and summary["finetune.data"]["out_of_domain"][sources["far"]]["truncated"]
+
+
+def test_nothing_is_chosen_by_the_labels_of_the_test_set(tune, sources, tmp_path):
+    rows = lines(Path(sources["far"].removeprefix("jsonl:")))
+    other = {"good": "bad", "bad": "good"}
+    wrong = "\n".join(json.dumps({**row, "label": other[row["label"]]}) for row in rows)
+    (tmp_path / "wrong.jsonl").write_text(wrong)
+    changes = {"train__steps": 40, "train__learning_rate": 1e-2, "evaluate__every": 10, "checkpoint__every": 10}
+    accuracies, bundles = [], []
+    for name, test in (("right", sources["far"]), ("wrong", f"jsonl:{tmp_path}/wrong.jsonl")):
+        summary, folder = tune("classes", name, data__test=test, **changes)
+        accuracies.append(summary["finetune.accuracy"])
+        bundles.append(hub.load(folder))
+    assert accuracies[0] == pytest.approx(1 - accuracies[1]) and accuracies[0] > 0.6
+    right, wrong = bundles
+    assert right.card.scale == wrong.card.scale != 1.0
+    jax.tree.map(np.testing.assert_array_equal, right.params, wrong.params)
 
 
 def test_patience_ends_a_run_and_its_best_checkpoint_is_measured(tune):
