@@ -504,6 +504,7 @@ print(peak - before)
 """
 
 
+@pytest.mark.once
 def test_loading_holds_the_model_and_one_array_and_no_more(folder, tmp_path):
     sizes = {"vocab_size": 20_000, "hidden_size": 512, "num_layers": 12, "intermediate_size": 2048}
     hub.save(tmp_path / "large", bundle(**sizes))

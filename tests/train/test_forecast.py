@@ -14,6 +14,8 @@ from lepton_jax.models.transformer import Transformer, abstract_params
 from lepton_jax.train import forecast as module
 from lepton_jax.train.forecast import explain_out_of_memory, step_memory
 
+pytestmark = pytest.mark.once
+
 GIB = 2**30
 forecast = functools.cache(module.forecast)  # several tests look at the same ones
 LENGTH, ROWS = 12, 16

@@ -14,6 +14,8 @@ from lepton_jax.tasks.masked_lm import MaskedLM
 from lepton_jax.train import forecast as module
 from lepton_jax.train import layout
 
+pytestmark = pytest.mark.once
+
 CONFIG = Config(
     model=ModelConfig(vocab_size=512, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128),
     data=DataConfig(max_length=16),
