@@ -204,4 +204,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if "--side=ours" in sys.argv:
+        from lepton_jax import cpus
+
+        cpus.prepare()  # as a run does
     app.run(main)
