@@ -2,8 +2,9 @@
 
     python -m lepton_jax.main --config=configs/chinese_encoder.py --workdir=runs/chinese_encoder
 
-4 layers of 192; a piece a character, so that a name may begin and end anywhere. 1.3 million characters of training
-text, held-out texts of the labelled sets left out; about ten minutes on two CPU cores.
+4 layers of 192; a piece a character, so that a name may begin and end anywhere. 2.7 million characters of training
+text, held-out texts of the labelled sets left out; about fifteen minutes on two CPU cores. Of the masked pieces it
+finds 38%.
 """
 
 from typing import Any

@@ -3,7 +3,7 @@
     python -m lepton_jax.main --config=configs/chinese_sentiment.py --workdir=runs/chinese_sentiment
 
 Starts from `runs/chinese_encoder`, which `configs/chinese_encoder.py` makes. 13,937 training reviews; three seeds:
-about eight minutes on two CPU cores.
+about fifteen minutes on two CPU cores; 84% are right, of TF-IDF 85%.
 """
 
 from ml_collections import ConfigDict

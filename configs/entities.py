@@ -5,7 +5,8 @@
 
 Ten types in 1,573 training tweets; persons, places, organisations and others in 16,235 lines of the People's Daily
 (`:zh`, which starts from `runs/chinese_encoder`, made by `configs/chinese_encoder.py`). Measured is the F1 of exact
-spans. Three seeds: about six minutes on two CPU cores, `:zh` ten.
+spans. Three seeds: about ten minutes on two CPU cores, `:zh` fifteen; F1 41% and 74%, of words and their neighbours
+34% and 64%.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
     python -m lepton_jax.main --config=configs/trec.py:fine --workdir=runs/trec_fine
 
 4,528 training questions (the test is a tenth of them, held out by a hash, not the 500 of TREC 10). Three seeds: about
-four minutes on two CPU cores, `:fine` eight.
+ten minutes on two CPU cores, `:fine` fifteen; 94% and 88% are right, of TF-IDF 88% and 80%.
 """
 
 from ml_collections import ConfigDict
