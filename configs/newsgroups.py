@@ -3,7 +3,8 @@
     python -m lepton_jax.main --config=configs/newsgroups.py --workdir=runs/newsgroups
 
 10,713 training postings, of which the model sees the first 128 tokens, once: one seed, about fifteen minutes on two CPU
-cores. More of a posting, and more epochs, help: `--config.data.max_length=512 --config.train.steps=1500` on a GPU.
+cores; 79% are right, of TF-IDF, which reads them whole, 86%. More of a posting, and more epochs, help:
+`--config.data.max_length=512 --config.train.steps=1500` on a GPU.
 """
 
 from ml_collections import ConfigDict
