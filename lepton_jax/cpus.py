@@ -39,8 +39,9 @@ def spare_threads() -> None:
 
     To be called before anything uses a device.
     """
-    flag = re.findall(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    devices = int((flag or ["1"])[-1])
+    flags = re.findall(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    named = flags[-1] if flags else os.environ.get("JAX_NUM_CPU_DEVICES", "")
+    devices = int(named) if named.isdecimal() else 1
     if devices > 1:
         os.environ.setdefault(_THREADS, str(max(4 * devices, os.cpu_count() or 1)))
 

@@ -59,28 +59,33 @@ def test_the_process_stays_the_same(mode: Path, monkeypatch: pytest.MonkeyPatch)
     calls = []
     monkeypatch.setattr(cpus, "_MODE", mode)
     monkeypatch.setattr(os, "execv", lambda *arguments: calls.append(arguments))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=900")
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
     cpus.prepare()
     assert os.environ.pop("GLIBC_TUNABLES") == "glibc.malloc.hugetlb=1"
     assert calls == [(sys.executable, [sys.executable, *sys.orig_argv[1:]])]
+    assert os.environ["PJRT_NPROC"] == "3600", "as the process that it becomes will have it"
 
 
 @pytest.mark.parametrize(
-    ("flags", "given", "threads"),
+    ("variables", "threads"),
     [
-        ("--xla_force_host_platform_device_count=800", None, "3200"),
-        ("--xla_force_host_platform_device_count=9 --xla_force_host_platform_device_count=700", None, "2800"),
-        ("--xla_force_host_platform_device_count=800", "5", "5"),
-        ("--xla_force_host_platform_device_count=1", None, None),
-        ("", None, None),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=800"}, "3200"),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=9 --xla_force_host_platform_device_count=700"}, "2800"),
+        ({"JAX_NUM_CPU_DEVICES": "600"}, "2400"),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=800", "PJRT_NPROC": "5"}, "5"),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, None),
+        ({"JAX_NUM_CPU_DEVICES": "-1"}, None),
+        ({}, None),
     ],
 )
 def test_simulated_devices_get_threads(
-    flags: str, given: str | None, threads: str | None, monkeypatch: pytest.MonkeyPatch
+    variables: dict[str, str], threads: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    monkeypatch.delenv("PJRT_NPROC")
-    if given:
-        monkeypatch.setenv("PJRT_NPROC", given)
+    for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "PJRT_NPROC"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     cpus.spare_threads()
     assert os.environ.get("PJRT_NPROC") == threads
-    monkeypatch.delenv("PJRT_NPROC", raising=False)

@@ -155,6 +155,7 @@ def test_several_seeds_are_compiled_once_and_reported_together(tune, monkeypatch
     assert summary["finetune.calibration"]["error"] == pytest.approx(np.mean(errors)) and min(errors) < max(errors)
     slices = [each["finetune.slices"] for each in (summary, *seeds)]
     for mean, *each in zip(*slices, strict=True):
+        assert mean.keys() == {"slice", "value", "examples", "accuracy", "loss"}, "and no mean over classes"
         assert mean["value"] == each[0]["value"] and mean["loss"] == pytest.approx(
             np.mean([row["loss"] for row in each])
         )

@@ -29,9 +29,9 @@ def weights(text: str, where: str) -> dict[str, float]:
       UserError: a part has no "=", names what another part names, or its number is none, negative or not finite.
     """
     found: dict[str, float] = {}
+    form = "must be LABEL=NUMBER,LABEL=NUMBER"
     for part in text.split(","):
         name, equals, number = part.strip().rpartition("=")
-        form = "must be LABEL=NUMBER,LABEL=NUMBER"
         if not (equals and name):
             raise UserError(f"{where}={text!r}: {form}; {part!r} is not")
         if name in found:

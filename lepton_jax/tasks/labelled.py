@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -15,7 +16,7 @@ from lepton_jax.tasks.losses import PLAIN, ClassLoss, weighted_mean
 Batch = dict[str, jax.Array]
 
 
-class LabelledTask:
+class LabelledTask(abc.ABC):
     """A task with labels that people gave: of whole texts, or of pairs of them, unless it says otherwise.
 
     Attributes:
@@ -28,6 +29,7 @@ class LabelledTask:
     packed: bool
     head: Head = "classification"
 
+    @abc.abstractmethod
     def score(self, logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the loss of each target, float32, and its metrics, `loss` among them.
 
@@ -35,7 +37,6 @@ class LabelledTask:
           logits: [*n, num_outputs].
           labels: [*n], or [*n, num_outputs] of sets of classes.
         """
-        raise NotImplementedError
 
     def logits(self, model: Transformer, params: Any, batch: Batch, rng: Any, train: bool, packed: bool) -> jax.Array:
         """Returns [B, num_outputs]; of each of S packed texts a row, [B, S, num_outputs]."""

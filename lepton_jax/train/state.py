@@ -89,18 +89,20 @@ def make_state(
     """
     abstract = abstract_state(model, optimizer, config, mesh)
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    given = {name: part for name, part in (init or {}).items() if name in abstract.params}
+
+    def drawn(params: dict[str, Any]) -> dict[str, Any]:
+        return {name: part for name, part in params.items() if name not in given}
 
     def initialise(key: jax.Array) -> TrainState:
         params = init_params(model, rngs.stream(key, "params"))
         opt_state = optimizer.init(trees.split(params, trainable(config, params))[0])
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, zero, params, opt_state, rngs.stream(key, "train"))
+        # What is given is not among the outputs: then XLA leaves out drawing it, which takes longer than all else.
+        return TrainState(zero, zero, drawn(params), opt_state, rngs.stream(key, "train"))
 
-    state = jax.jit(initialise, out_shardings=where)(jax.random.key(seed))
-    if init is not None:
-        shared = {name: init[name] for name in state.params if name in init}
-        # A step donates its state, and the caller's arrays must outlive that. `device_put` alone may share buffers.
-        shared = jax.tree.map(jnp.copy, shared)
-        placed = jax.tree.map(sharding.place, shared, {name: where.params[name] for name in shared})
-        state = state.replace(params={**state.params, **placed})
-    return state
+    state = jax.jit(initialise, out_shardings=where.replace(params=drawn(where.params)))(jax.random.key(seed))
+    # A step donates its state, and the caller's arrays must outlive that. `device_put` alone may share buffers.
+    copies = jax.tree.map(jnp.copy, given)
+    placed = jax.tree.map(sharding.place, copies, {name: where.params[name] for name in given})
+    return state.replace(params=drawn(state.params) | placed)
