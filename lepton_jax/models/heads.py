@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from lepton_jax.config import ModelConfig
 from lepton_jax.core.sharding import ROW_AXES, by_parts, constrain
 from lepton_jax.core.weights import dot
-from lepton_jax.models.layers import Linear, Transform, weight
+from lepton_jax.models.layers import Dropout, Linear, Transform, weight
 
 
 class LanguageModelHead(nn.Module):
@@ -52,7 +52,7 @@ class OutputHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.Dropout(self.config.dropout, deterministic=not self.train)(x)
+        x = Dropout(self.config.dropout, self.train)(x)
         return Linear(self.config, self.num_outputs, self.config.output_bias, name="output")(x)
 
 

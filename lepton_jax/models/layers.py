@@ -102,6 +102,27 @@ def together(layers: Sequence[Linear], x_BxTxD: jax.Array, mesh: Mesh | None) ->
     ]
 
 
+class Dropout(nn.Module):
+    """Sets each element to 0 with probability `rate`, and scales the others so that the mean stays (Srivastava et al.
+    2014); nothing unless `active`. Draws from the stream "dropout".
+
+    An element takes 16 random bits, so that the rate is rounded to a multiple of 2^-16 (and the scale goes by the
+    rounded one): they are half of what a number of 32 bits costs, which on a CPU was a tenth of a train step.
+    """
+
+    rate: float
+    active: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dropped = min(round(self.rate * 2**16), 2**16 - 1)
+        if not self.active or not dropped:
+            return x
+        pairs = jax.random.bits(self.make_rng("dropout"), (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
+        bits = lax.bitcast_convert_type(pairs, jnp.uint16).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
+        return jnp.where(bits >= dropped, x * (2**16 / (2**16 - dropped)), 0)
+
+
 class Transform(nn.Module):
     """Dense, activation and, if `norm`, a norm: what heads and poolers begin with."""
 

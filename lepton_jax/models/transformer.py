@@ -18,7 +18,7 @@ from lepton_jax.models.backends.case import Rows
 from lepton_jax.models.embeddings import Embeddings, default_positions
 from lepton_jax.models.feed_forward import FeedForward
 from lepton_jax.models.heads import LanguageModelHead, OutputHead, ReplacedTokenHead, make_pooler, pool, pool_documents
-from lepton_jax.models.layers import make_norm
+from lepton_jax.models.layers import Dropout, make_norm
 
 Head = Literal["none", "pooler", "masked_lm", "causal_lm", "replaced_token", "classification", "token_classification"]
 
@@ -45,7 +45,7 @@ class Block(nn.Module):
         `kind` has a bool [] for each way in which this layer may differ from the others, known now or at run time.
         """
         config = self.config
-        dropout = nn.Dropout(config.dropout, deterministic=not self.train)
+        dropout = Dropout(config.dropout, self.train)
         for name, layer in (("attention", SelfAttention(config, name="attention")),
                             ("feed_forward", FeedForward(config, name="feed_forward"))):  # fmt: skip
             norm = make_norm(config, f"{name}_norm")
@@ -145,7 +145,7 @@ class Transformer(nn.Module):
             positions = default_positions(token_ids, config.position_offset)
         embeddings = Embeddings(config, self.mesh, name="embeddings")
         first_BxTxD = embeddings(token_ids, positions, token_type_ids)
-        first_BxTxD = nn.Dropout(config.dropout, deterministic=not train)(first_BxTxD)
+        first_BxTxD = Dropout(config.dropout, train)(first_BxTxD)
         first_BxTxD = constrain(first_BxTxD, self.mesh, ROW_AXES, "sequence", None)
         rows: Rows = "full" if attention_mask is None else "packed" if packed else "padded"
         context = Context(segments_BxT, mesh=self.mesh, rows=rows)
