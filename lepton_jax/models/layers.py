@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -94,7 +95,8 @@ def together(layers: Sequence[Linear], x_BxTxD: jax.Array, mesh: Mesh | None) ->
     kernels = [kernel for kernel, _ in pairs]
     alone = mesh is None or mesh.shape["tensor"] == mesh.shape["sequence"] == 1
     if alone or any(isinstance(kernel, Weight) for kernel in kernels):
-        return [dot(x_BxTxD, *pair) for pair in pairs]
+        rows = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])  # once, for the backward pass keeps what each of them gets
+        return [dot(rows, *pair).reshape(*x_BxTxD.shape[:-1], -1) for pair in pairs]
     kernel_DxNxF = jnp.stack(kernels, axis=1).astype(x_BxTxD.dtype)
     ys = jnp.moveaxis(jnp.einsum("btd,dnf->btnf", x_BxTxD, kernel_DxNxF), 2, 0)
     return [
@@ -141,6 +143,63 @@ def make_norm(config: ModelConfig, name: str) -> nn.Module:
     """Returns a layer norm or RMS norm over the last axis, computed in float32, in the dtype of the model."""
     if config.norm == "rms":
         return nn.RMSNorm(epsilon=config.norm_epsilon, dtype=config.dtype, name=name)
-    return nn.LayerNorm(
-        epsilon=config.norm_epsilon, use_bias=config.norm_bias, use_fast_variance=False, dtype=config.dtype, name=name
-    )
+    return LayerNorm(config, name=name)
+
+
+class LayerNorm(nn.Module):
+    """`layer_norm` with parameters `scale` [D] and, if the model's norms have it, `bias` [D]."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32) if self.config.norm_bias else None
+        return layer_norm(self.config.norm_epsilon, self.config.dtype, x, scale, bias)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def layer_norm(epsilon: float, dtype: str, x: jax.Array, scale: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Layer normalisation over the last axis (Ba et al. 2016, arXiv:1607.06450, equation 4), in float32.
+
+    Its gradient is written by hand: autodiff keeps three float32 arrays of the size of x for it, where x is enough.
+
+    Args:
+      epsilon: added to the variance.
+      dtype: of the result.
+      x: [..., D], any float dtype.
+      scale, bias: float32 [D]; a bias of None is 0.
+    """
+    return _layer_norm(epsilon, dtype, x, scale, bias)[0]
+
+
+def _layer_norm(
+    epsilon: float, dtype: str, x: jax.Array, scale: jax.Array, bias: jax.Array | None
+) -> tuple[jax.Array, Any]:
+    """Returns the result and what the backward pass needs."""
+    mean = jnp.mean(x, axis=-1, keepdims=True, dtype=jnp.float32)
+    centred = x.astype(jnp.float32) - mean
+    rate = lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
+    rows = tuple(range(x.ndim - 1))
+    out = centred * rate * jnp.expand_dims(scale, rows)
+    out = out if bias is None else out + jnp.expand_dims(bias, rows)
+    biased = None if bias is None else ()  # structure alone: no array is kept
+    return out.astype(dtype), (x, mean, rate, scale, biased)
+
+
+def _layer_norm_gradient(
+    epsilon: float, dtype: str, kept: Any, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    del epsilon, dtype
+    x, mean, rate, scale, biased = kept
+    gradient, normed = gradient.astype(jnp.float32), (x.astype(jnp.float32) - mean) * rate
+    rows = tuple(range(x.ndim - 1))
+    d_scale = jnp.sum(gradient * normed, axis=rows)
+    d_normed = gradient * jnp.expand_dims(scale, rows)
+    means = [jnp.mean(part, axis=-1, keepdims=True) for part in (d_normed, d_normed * normed)]
+    d_x = rate * (d_normed - means[0] - normed * means[1])
+    return d_x.astype(x.dtype), d_scale, None if biased is None else jnp.sum(gradient, axis=rows)
+
+
+layer_norm.defvjp(_layer_norm, _layer_norm_gradient)

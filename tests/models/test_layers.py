@@ -1,5 +1,6 @@
-"""Dropout: how often, independently of neighbours and of the mesh, and what it does to values and gradients."""
+"""Layer norm against autodiff in float64; dropout: how often, independently of neighbours and of the mesh."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,37 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lepton_jax.core import sharding
-from lepton_jax.models.layers import Dropout
+from lepton_jax.models.layers import Dropout, layer_norm
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 3e-6), ("bfloat16", 2e-2)])
+def test_layer_norm_and_its_gradient_are_those_of_autodiff_in_float64(dtype, tolerance, bias):
+    """Rows of another mean and spread each, one of them constant: its variance is 0."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 5, 16)) * rng.uniform(0.1, 10, (3, 5, 1)) + rng.normal(size=(3, 5, 1))
+    x[0, 0] = 2.0
+    x = np.asarray(jnp.asarray(x, dtype), np.float64)
+    scale, shift, weight = rng.normal(size=(3, 16)) + 1
+    epsilon = 1e-2
+
+    def reference(x, scale, shift):
+        with jax.enable_x64():
+            params = {"scale": jnp.asarray(scale)} | ({"bias": jnp.asarray(shift)} if bias else {})
+            norm = nn.LayerNorm(epsilon, use_bias=bias, use_fast_variance=False, dtype=jnp.float64)
+            value, pull = jax.vjp(lambda x, p: norm.apply({"params": p}, x), jnp.asarray(x), params)
+            assert value.dtype == jnp.float64
+            d_x, d_params = pull(jnp.broadcast_to(weight, value.shape))
+            return jax.device_get((value, d_x, d_params))
+
+    value, d_x, d_params = reference(x, scale, shift)
+    arguments = (jnp.asarray(x, dtype), jnp.asarray(scale, jnp.float32), jnp.asarray(shift, jnp.float32))
+    found, pull = jax.vjp(lambda x, s, b: layer_norm(epsilon, dtype, x, s, b if bias else None), *arguments)
+    gradients = pull(jnp.broadcast_to(jnp.asarray(weight, dtype), found.shape))
+    assert found.dtype == gradients[0].dtype == dtype and gradients[1].dtype == jnp.float32
+    pairs = [(found, value), (gradients[0], d_x), (gradients[1], d_params["scale"])]
+    for mine, exact in [*pairs, *([(gradients[2], d_params["bias"])] if bias else [])]:
+        np.testing.assert_allclose(np.asarray(mine, np.float64), exact, atol=tolerance * np.abs(exact).max())
 
 
 def drop(x, rate, seed=0, active=True):
