@@ -18,20 +18,17 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from lepton_jax.config import QUALITY
 from lepton_jax.workdir import read_json
 
 RUNS = flags.DEFINE_string("runs", "runs", "The folder of the runs' folders.")
 NAMES = flags.DEFINE_list("names", [], "Which of them, in this order; empty: all that have finished.")
 
-SHOWN = {  # task -> the metric of the table
-    "classification": "accuracy", "multi_label": "micro_f1", "token_classification": "f1", "regression": "spearman"
-}  # fmt: skip
-
 
 def rows_of(folder: Path) -> list[list[str]]:
     """Returns the rows of one run: of its test set, then of each source out of domain."""
     summary, config = read_json(folder / "summary.json"), read_json(folder / "config.json")["config"]
-    metric = SHOWN[config["task"]["name"]]
+    metric = QUALITY[config["task"]["name"]]
 
     def number(name: str, share: float = 100.0) -> float | None:
         return share * summary[name] if name in summary else None

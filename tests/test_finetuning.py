@@ -7,13 +7,14 @@ import math
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lepton_jax import hub, infer, stages
 from lepton_jax.config import METRICS, default_config, resolve
 from lepton_jax.core.errors import UserError
-from lepton_jax.stages import finetuning, training
+from lepton_jax.stages import compression, finetuning, training
 from lepton_jax.tasks.classification import Classification
 from lepton_jax.train.logging import read_metrics
 
@@ -77,6 +78,7 @@ def test_every_kind_of_label_from_file_to_int8(tune, kind):
     task = TASKS[kind]
     summary, folder = tune(
         kind, task__name=task, train__steps=150, train__learning_rate=1e-2, compress__method="int8",
+        compress__inputs="dynamic" if kind == "sets" else "mse", compress__smooth=0.5 * (kind == "spans"),
         evaluate__baseline=True, evaluate__every=50, checkpoint__every=50, optim__warmup_steps=10, data__max_length=32,
         model__max_positions=32,
     )  # fmt: skip
@@ -85,6 +87,9 @@ def test_every_kind_of_label_from_file_to_int8(tune, kind):
     main = {"sets": "micro_f1", "numbers": "pearson", "spans": "f1"}[kind]
     assert summary[f"finetune.{main}"] > 0.8 and summary[f"finetune.baseline_{main}"] > 0.8
     assert summary[f"int8.{main}"] > 0.75 and ("int8.agreement" in summary) == (kind != "numbers")
+    card = hub.load(folder / "int8").card
+    assert (bool(card.step), bool(card.smooth)) == (kind != "sets", kind == "spans")
+    assert not summary["int8.refused"] and abs(summary["int8.validation_drop"]) < 0.1
     assert ("finetune.calibration" in summary) == (kind == "sets")
     assert {row["slice"] for row in summary["finetune.slices"]} == {"length"}
     predictions = lines(folder / "predictions.jsonl")
@@ -108,11 +113,24 @@ def test_every_kind_of_label_from_file_to_int8(tune, kind):
     ).read_text()
 
 
+def test_a_run_whose_int8_model_loses_too_much_ends_without_one(tune, monkeypatch):
+    monkeypatch.setattr(compression, "quantize_int8", lambda params, *rest: jax.tree.map(jnp.zeros_like, params))
+    monkeypatch.setattr(compression, "QUALITY", {"classification": "mcc"})  # 0 of a model that says one class
+    monkeypatch.setattr(finetuning, "QUALITY", {"classification": "mcc"})
+    steps = {"train__steps": 60, "train__learning_rate": 1e-2}
+    summary, folder = tune(**steps, compress__method="int8", compress__max_drop=0.1, infer__texts=("bright sweet",))
+    assert summary["int8.refused"] and summary["int8.validation_drop"] > 0.5 and "int8.accuracy" not in summary
+    assert not (folder / "int8").exists() and len(lines(folder / "examples.jsonl")) == 1
+    assert (folder / "summary.json").exists() and (folder / "report.html").exists()
+
+
 def test_packed_batches_of_pairs_learn_too(tune):
     summary, folder = tune(
         "pairs", data__pair="second", data__batching="packed", model__type_vocab_size=2, model__max_positions=32,
-        data__max_length=32, train__batch_size=8, evaluate__baseline=True,
+        data__max_length=32, train__batch_size=8, evaluate__baseline=True, compress__method="int8",
+        compress__inputs="percentile", compress__smooth=0.5,
     )  # fmt: skip
+    assert summary["int8.agreement"] > 0.9
     assert math.isfinite(summary["finetune.accuracy"]) and "finetune.baseline_accuracy" in summary
     line = next(line for line in lines(folder / "predictions.jsonl") if line["text"] != line["pair"])
     predictor = infer.load(folder)

@@ -1,15 +1,18 @@
-"""Post-training int8: weights rounded now, activations per token as they come (dynamic quantisation).
+"""Post-training int8: weights are rounded now, activations as they come.
 
-No data is needed: a kernel [.., K, N] gets one scale an output channel, an embedding table [V, D] one a row,
-and `core.weights.Int8` scales each token by its own largest value when it multiplies. Norms and biases stay float.
+A kernel [.., K, N] gets one scale an output channel, an embedding table [V, D] one a row, and `core.weights.Int8`
+scales each token by its own largest value when it multiplies, so that no data are needed (dynamic quantisation). With
+what `calibration` gives, a layer's inputs have one scale, or are smoothed, or both. Norms and biases stay float.
 The scheme is that of Jacob et al. 2017 (arXiv:1712.05877) without zero points.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lepton_jax.compress.calibration import Inputs
 from lepton_jax.core import trees
 from lepton_jax.core.weights import quantize
 
@@ -17,16 +20,22 @@ from lepton_jax.core.weights import quantize
 _AXES = ((r"(^|/)kernel$", -2), (r"(^|/)embeddings/(token|position|type)$", -1), (r"", None))
 
 
-def quantize_int8(params: Any, keep_float: Sequence[str] = ()) -> Any:
+def quantize_int8(params: Any, keep_float: Sequence[str] = (), inputs: Mapping[str, Inputs] | None = None) -> Any:
     """Maps float parameters to the tree in which kernels and embedding tables are `Int8`.
 
     Args:
       params: nested dicts of float arrays.
       keep_float: path patterns of weights that stay float.
+      inputs: path of a kernel -> how what it multiplies is rounded; others round each row by its largest value.
     """
+    inputs = inputs or {}
 
     def convert(path: str, leaf: Any) -> Any:
         axis = None if trees.matches(keep_float, path) else trees.first_match(_AXES, path)
-        return leaf if axis is None else quantize(leaf, axis)
+        if axis is None:
+            return leaf
+        step, smooth = inputs.get(path, Inputs())
+        weight = quantize(leaf if smooth is None else leaf * smooth, axis)
+        return dataclasses.replace(weight, step=step, smooth=smooth)
 
     return trees.map_with_path(convert, params)

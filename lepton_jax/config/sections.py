@@ -192,6 +192,14 @@ class EvaluateConfig:
 class CompressConfig:
     method: Literal["none", "int8"] = "none"
     keep_float: tuple[str, ...] = ()  # path patterns of weights that are not quantised
+    # How inputs of linear layers are rounded: each token by its own largest value, or all by one bound, from texts.
+    inputs: Literal["dynamic", "absmax", "percentile", "mse"] = "dynamic"
+    percentile: float = number(99.99, 50, 100, "low")  # of their magnitudes, for inputs="percentile"
+    smooth: float = number(
+        0.0, 0, 1, "high"
+    )  # SmoothQuant's alpha: how far outliers go from inputs to weights; 0: none
+    texts: int = number(256, 1)  # of the training data, that inputs are observed on
+    max_drop: float = number(1.0, 0)  # what int8 may lose of QUALITY on validation; if more, no int8 model is written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +281,10 @@ METRICS: dict[str, tuple[str, ...]] = {
 MAIN_METRICS = {
     "masked_lm": "loss", "causal_lm": "loss", "classification": "accuracy", "multi_label": "micro_f1",
     "token_classification": "f1", "regression": "loss",
+}  # fmt: skip
+# What says in one number how good a model with labels is: the higher, the better.
+QUALITY = {
+    "classification": "accuracy", "multi_label": "micro_f1", "token_classification": "f1", "regression": "spearman"
 }  # fmt: skip
 LOWER_IS_BETTER = ("loss", "perplexity", "mean_squared_error", "mean_absolute_error")
 

@@ -42,6 +42,9 @@ class Weight(abc.ABC):
         """Returns the float32 array that this weight stands for."""
 
 
+LARGEST = 127.0  # of int8, on both sides of 0
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8(Weight):
@@ -50,10 +53,16 @@ class Int8(Weight):
     `scale` is positive and has the rank of `values`, with size 1 on the axis that shares a scale:
     [..., 1, N] has one scale an output channel (kernels), [..., K, 1] one a row (embedding tables, whose
     transpose, the output projection of a tied head, then has one an output channel).
+
+    What multiplies it is rounded to int8 as well, each row by its largest value; with a `step`, that of calibrated
+    inputs, all by that one. With `smooth` (Xiao et al. 2022, arXiv:2211.10438, equation 3) inputs are divided by it
+    first; `values` then stand for the original times `smooth`.
     """
 
     values: Int[Array, "... K N"]
     scale: Float[Array, "... #K #N"]
+    step: Float[Array, "... 1 1"] | None = None
+    smooth: Float[Array, "... K 1"] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,10 +70,12 @@ class Int8(Weight):
 
     @property
     def T(self) -> Int8:
+        if self.step is not None or self.smooth is not None:
+            raise ValueError("Int8.T: is for tables; what was calibrated for one side does not serve the other")
         return Int8(jnp.swapaxes(self.values, -1, -2), jnp.swapaxes(self.scale, -1, -2))
 
     def dot(self, x: Float[Array, "rows K"]) -> Float[Array, "rows N"]:
-        """Quantises x per row (per token), multiplies int8 by int8 into int32, and scales back in float32.
+        """Quantises x, multiplies int8 by int8 into int32, and scales back in float32.
 
         Raises:
           ValueError: the scales run along K, so they cannot be taken out of the sum over K.
@@ -73,17 +84,27 @@ class Int8(Weight):
             raise ValueError(
                 f"Int8.dot: scale {self.scale.shape} must have one entry an output channel of {self.shape}"
             )
-        # Without the barrier XLA fuses what made x (an erf, say) into both passes below and computes it twice.
-        rows = quantize(lax.optimization_barrier(x), axis=-1)
+        rows = self._quantize(x)
         products = lax.dot_general(rows.values, self.values, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
         return (products.astype(jnp.float32) * rows.scale * self.scale).astype(x.dtype)
+
+    def _quantize(self, x: Float[Array, "rows K"]) -> Int8:
+        """Returns x in int8, with one scale a row, or one in all."""
+        if self.step is None:
+            # Without the barrier XLA fuses what made x (an erf, say) into both passes below and computes it twice.
+            x = lax.optimization_barrier(x)
+            return quantize(x if self.smooth is None else x.astype(jnp.float32) * (1 / self.smooth.T), axis=-1)
+        divisor = self.step if self.smooth is None else self.step * self.smooth.T
+        values = jnp.clip(x.astype(jnp.float32) * (1 / divisor), -LARGEST, LARGEST)
+        return Int8(lax.round(values, lax.RoundingMethod.TO_NEAREST_EVEN).astype(jnp.int8), self.step)
 
     def take(self, ids: Int[Array, "..."]) -> Float[Array, "... N"]:
         scale = self.scale[ids] if self.scale.shape[0] > 1 else self.scale.reshape((1,) * ids.ndim + (-1,))
         return self.values[ids].astype(jnp.float32) * scale
 
     def dense(self) -> Float[Array, "... K N"]:
-        return self.values.astype(jnp.float32) * self.scale
+        original = self.values.astype(jnp.float32) * self.scale
+        return original if self.smooth is None else original / self.smooth
 
 
 def quantize(x: Float[Array, "..."], axis: int) -> Int8:
@@ -95,7 +116,7 @@ def quantize(x: Float[Array, "..."], axis: int) -> Int8:
     """
     x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
-    scale = jnp.where(largest > 0, largest / 127.0, 1.0)
+    scale = jnp.where(largest > 0, largest / LARGEST, 1.0)
     return Int8(lax.round(x / scale, lax.RoundingMethod.TO_NEAREST_EVEN).astype(jnp.int8), scale)
 
 

@@ -18,7 +18,7 @@ import jax
 from jax.sharding import Mesh
 
 from lepton_jax import checkpoint, processes, workdir
-from lepton_jax.compress import quantize_int8
+from lepton_jax.compress import quantize_int8, uncalibrated
 from lepton_jax.config import CheckpointConfig, ModelConfig, TaskConfig
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
@@ -49,6 +49,8 @@ class Card:
     labels: tuple[str, ...] = ()  # of a classifier, in the order of its outputs
     weights: Literal["float32", "int8"] = "float32"
     keep_float: tuple[str, ...] = ()  # of int8 weights: what was not quantised
+    step: tuple[str, ...] = ()  # ... the paths of kernels whose inputs have one step
+    smooth: tuple[str, ...] = ()  # ... of those whose inputs are smoothed
     # Scores come from what the head gives, times `scale`, plus `offset`: 1 / temperature of a calibrated classifier
     # (Guo et al. 2017, arXiv:1706.04599); standard deviation and mean of the numbers that a regressor was trained on.
     scale: float = 1.0
@@ -162,7 +164,7 @@ def read(folder: Path, mesh: Mesh | None = None) -> Bundle:
     model = Transformer(card.model, card.head, card.num_outputs)
     shapes = abstract_params(model)
     if card.weights == "int8":
-        shapes = jax.eval_shape(lambda params: quantize_int8(params, card.keep_float), shapes)
+        shapes = _int8_shapes(card, shapes)
     if mesh is not None:
         where = sharding.shardings(shapes, mesh, RULES)
         shapes = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, where)
@@ -176,6 +178,18 @@ def read(folder: Path, mesh: Mesh | None = None) -> Bundle:
         params = checkpoints.restore_params(step, shapes)
         checkpoints.close()
     return Bundle(model, params, tokenizer, card)
+
+
+def _int8_shapes(card: Card, shapes: Any) -> Any:
+    def quantised(params: Any) -> Any:
+        return quantize_int8(params, card.keep_float, uncalibrated(params, card.step, card.smooth))
+
+    try:
+        return jax.eval_shape(quantised, shapes)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"model.json: step={card.step!r}, smooth={card.smooth!r}: not kernels of the model ({error})"
+        ) from None
 
 
 def _read_card(path: Path) -> Card:

@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from lepton_jax.config import ModelConfig
+from lepton_jax.core.observation import Seen, observe
 from lepton_jax.core.weights import Weight, dot
 
 
@@ -74,15 +75,17 @@ class Linear(nn.Module):
     bias: bool
 
     @nn.compact
-    def parameters(self, size: int) -> tuple[Any, jax.Array | None]:
-        """Returns kernel and bias for inputs of a size."""
+    def parameters(self, x: jax.Array) -> tuple[Any, jax.Array | None]:
+        """Returns kernel and bias for an input, which is added to the collection "inputs" where that is asked for."""
         init = nn.initializers.truncated_normal(self.config.initializer_range)
-        kernel = weight(self, "kernel", init, (size, self.features))
+        kernel = weight(self, "kernel", init, (x.shape[-1], self.features))
+        if self.is_mutable_collection("inputs") and not self.is_initializing():
+            self.sow("inputs", "kernel", observe(x), Seen.add, lambda: None)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.bias else None
         return kernel, bias
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return dot(x, *self.parameters(x.shape[-1]))
+        return dot(x, *self.parameters(x))
 
 
 def together(layers: Sequence[Linear], x_BxTxD: jax.Array, mesh: Mesh | None) -> list[jax.Array]:
@@ -91,7 +94,7 @@ def together(layers: Sequence[Linear], x_BxTxD: jax.Array, mesh: Mesh | None) ->
     Where their columns are spread over `tensor` they become one product: XLA otherwise adds up the gradient of x over
     the devices once a layer. Nor are B and T made one axis, as `dot` does: T may be spread over `sequence`.
     """
-    pairs = [layer.parameters(x_BxTxD.shape[-1]) for layer in layers]
+    pairs = [layer.parameters(x_BxTxD) for layer in layers]
     kernels = [kernel for kernel, _ in pairs]
     alone = mesh is None or mesh.shape["tensor"] == mesh.shape["sequence"] == 1
     if alone or any(isinstance(kernel, Weight) for kernel in kernels):

@@ -77,6 +77,7 @@ class LayerGroup(nn.Module):
         layers = scan(
             self.block,
             variable_broadcast="params",
+            variable_axes={"inputs": 0},
             split_rngs={"params": False, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast),
             length=self.config.num_layers // self.config.num_layer_groups,
@@ -210,7 +211,7 @@ class Transformer(nn.Module):
             scan: Any = nn.scan  # its stub knows fewer kinds of axes than it takes
             layers = scan(
                 layer,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "inputs": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(0, nn.broadcast),
                 length=depth,

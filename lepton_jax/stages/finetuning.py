@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lepton_jax import hub, infer, plan, processes, workdir
-from lepton_jax.compress import quantize_int8
-from lepton_jax.config import LOWER_IS_BETTER, METRICS, Config
-from lepton_jax.core import sharding, trees
+from lepton_jax import hub, plan, processes, workdir
+from lepton_jax.config import LOWER_IS_BETTER, METRICS, QUALITY, Config
+from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import splits, tokenizers
 from lepton_jax.data.rows import Rows
@@ -27,9 +26,10 @@ from lepton_jax.data.spans import bio_labels
 from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.evaluate import intervals, lines
 from lepton_jax.infer import readings
-from lepton_jax.infer.predictor import Predictor, speedup
+from lepton_jax.infer.predictor import Predictor
 from lepton_jax.stages.assessment import KINDS, Judge, Line, Part, encode, measure_baseline, temperature
 from lepton_jax.stages.completion import Summary, complete
+from lepton_jax.stages.compression import compare, compress
 from lepton_jax.stages.training import Trainer
 from lepton_jax.tasks import standard
 from lepton_jax.train.logging import read_metrics
@@ -127,7 +127,8 @@ class _Tuning:
         summary["finetune.slices"] = judge.slices(part, found)
         if abroad := [self._abroad(name, judge, outputs(name)) for name in self.data.out_of_domain]:
             summary["finetune.out_of_domain"] = abroad
-        return summary | self._finish(folder, bundle, judge.predictions(part, found))
+        quality = judge.measure(self.parts["validation"], outputs("validation"))[QUALITY[self.config.task.name]]
+        return summary | self._finish(folder, bundle, judge.predictions(part, found), quality)
 
     def _calibrated(self, bundle: hub.Bundle) -> tuple[hub.Bundle, Callable[[str], list[np.ndarray]]]:
         """Returns the bundle with the temperature of its scores, and part -> outputs, computed once."""
@@ -160,17 +161,27 @@ class _Tuning:
             kept |= part.report
         return report
 
-    def _finish(self, folder: Path, bundle: hub.Bundle, lines: list[Line]) -> Summary:
-        """Compresses the model if the config says so, writes predictions, and returns the figures of the int8 model."""
+    def _finish(self, folder: Path, bundle: hub.Bundle, lines: list[Line], quality: float) -> Summary:
+        """Compresses the model if the config says so, writes predictions, and returns the figures of the int8 model.
+
+        Args:
+          folder: of the run.
+          bundle: the float model.
+          lines: its predictions of the held-out examples.
+          quality: of the model on validation, as `config.QUALITY` has it.
+        """
         # Every process does the same on its own; only the files are the first one's.
         bundle = dataclasses.replace(bundle, params=sharding.on_this_process(bundle.params))
         predictor, summary = Predictor(bundle, "float32", self.config.infer), {}
         processes.on_first(lambda: _write_lines(folder / "predictions.jsonl", lines))
         if self.config.compress.method == "int8":
-            int8 = _compress(self.config, folder / "int8", bundle)
-            figures, quantised = _compare(predictor, int8, self.parts[self.held_out], lines)
-            processes.on_first(lambda: _write_lines(folder / "int8" / "predictions.jsonl", quantised))
-            summary, predictor = _named("int8", figures), int8
+            validation = self.parts["validation"]
+            int8, drop = compress(self.config, folder / "int8", bundle, self.data.train, validation, quality)
+            summary = {"int8.validation_drop": drop, "int8.refused": int8 is None}
+            if int8 is not None:
+                figures, quantised = compare(predictor, int8, self.parts[self.held_out], lines)
+                processes.on_first(lambda: _write_lines(folder / "int8" / "predictions.jsonl", quantised))
+                summary, predictor = summary | _named("int8", figures), int8
         if texts := self.config.infer.texts:
             shown: list[Line] = []
             for text, out in zip(texts, predictor(texts), strict=True):
@@ -241,30 +252,6 @@ def _pad_vocabulary(embeddings: dict[str, Any], size: int) -> dict[str, Any]:
     """Returns embeddings whose token table has `size` rows, the new ones 0, see `plan.inherit`."""
     table = embeddings["token"]
     return embeddings | {"token": jnp.pad(table, ((0, size - table.shape[0]), (0, 0)))}
-
-
-def _compress(config: Config, folder: Path, bundle: hub.Bundle) -> Predictor:
-    """Writes the int8 model of a float bundle into a folder, and returns the predictor that it loads as."""
-    card = dataclasses.replace(bundle.card, weights="int8", keep_float=config.compress.keep_float)
-    # A run that was killed just after this does not write it again.
-    if not processes.on_first((folder / "params").exists):
-        hub.write(folder, dataclasses.replace(bundle, params=quantize_int8(bundle.params, card.keep_float), card=card))
-    return infer.load(folder, "int8", config.infer)
-
-
-def _compare(
-    predictor: Predictor, int8: Predictor, part: Part, lines: list[Line]
-) -> tuple[dict[str, float], list[Line]]:
-    """Returns the figures of an int8 predictor beside its float original, and its own lines of predictions."""
-    examples, judge = part.examples, Judge(int8.card)
-    outputs = int8.outputs(examples.texts, examples.pairs)
-    figures, quantised = judge.measure(part, outputs), judge.predictions(part, outputs)
-    if judge.kind != "numbers":
-        pairs = zip(lines, quantised, strict=True)
-        figures["agreement"] = float(np.mean([one["prediction"] == other["prediction"] for one, other in pairs]))
-    figures["size_ratio"] = trees.num_bytes(predictor.params) / trees.num_bytes(int8.params)
-    figures["speedup"] = speedup(predictor, int8, examples.texts, examples.pairs)
-    return figures, quantised
 
 
 def _write_lines(path: Path, lines: Sequence[Line]) -> None:

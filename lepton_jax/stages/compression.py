@@ -1,0 +1,108 @@
+"""The int8 form of a fine-tuned model: made, measured on validation, and written if it loses little enough."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from lepton_jax import hub, infer, processes
+from lepton_jax.compress import calibrate, quantize_int8, see_inputs
+from lepton_jax.config import QUALITY, CompressConfig, Config
+from lepton_jax.core import trees
+from lepton_jax.data.sources import Examples
+from lepton_jax.infer.predictor import Predictor, speedup
+from lepton_jax.stages.assessment import Judge, Line, Part
+
+_ROWS = 64  # of a batch in which inputs are observed
+_SHORTEST = 4  # tokens of such a row, special ones included
+
+
+def compress(
+    config: Config, folder: Path, bundle: hub.Bundle, train: Examples, validation: Part, quality: float
+) -> tuple[Predictor | None, float]:
+    """Writes the int8 model of a float bundle into a folder, unless it is too much worse.
+
+    Args:
+      config: its section `compress` says how, and what may be lost.
+      folder: of the int8 model.
+      bundle: the float model.
+      train: examples that inputs are observed on.
+      validation: examples that the loss of quality is measured on.
+      quality: of the float model on these.
+
+    Returns:
+      (the predictor as it loads from the folder, or None where it was refused; how much worse it is on validation,
+      in the unit of `config.QUALITY`).
+    """
+    int8 = quantised(bundle, config.compress, train)
+    predictor = Predictor(int8, "int8", config.infer)
+    found = Judge(int8.card).measure(
+        validation, predictor.outputs(validation.examples.texts, validation.examples.pairs)
+    )
+    name = QUALITY[config.task.name]
+    drop = quality - found[name]
+    if not drop <= config.compress.max_drop:
+        logging.warning("no int8 model is written: on validation it loses %.4f of %s, and compress.max_drop is %g",
+                        drop, name, config.compress.max_drop)  # fmt: skip
+        return None, drop
+    # A run that was killed just after this does not write it again.
+    if not processes.on_first((folder / "params").exists):
+        hub.write(folder, int8)
+    return infer.load(folder, "int8", config.infer), drop
+
+
+def quantised(bundle: hub.Bundle, config: CompressConfig, examples: Examples) -> hub.Bundle:
+    """Returns the int8 form of a float bundle; of the examples, some serve to observe inputs if the config needs it."""
+    inputs = {}
+    if config.inputs != "dynamic" or config.smooth:
+        plain = dataclasses.replace(bundle.config, dtype="float32", attention="auto")
+        seen = see_inputs(bundle.model.clone(config=plain), bundle.params, _rows(bundle, examples, config.texts))
+        seen = {path: each for path, each in seen.items() if not trees.matches(config.keep_float, path)}
+        bound = None if config.inputs == "dynamic" else config.inputs
+        inputs = calibrate(bundle.params, seen, bound, config.percentile, config.smooth)
+    card = dataclasses.replace(
+        bundle.card,
+        weights="int8",
+        keep_float=config.keep_float,
+        step=tuple(path for path, each in sorted(inputs.items()) if each.step is not None),
+        smooth=tuple(path for path, each in sorted(inputs.items()) if each.smooth is not None),
+    )
+    params = quantize_int8(bundle.params, config.keep_float, inputs)
+    return dataclasses.replace(bundle, params=params, card=card)
+
+
+def _rows(bundle: hub.Bundle, examples: Examples, count: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yields batches of up to `count` examples from all over them, cut so that there is no padding: to lengths that are
+    powers of two."""
+    tokenizer, card = bundle.tokenizer, bundle.card
+    assert tokenizer is not None
+    some = examples.take(np.unique(np.linspace(0, len(examples) - 1, count).astype(int)).tolist())
+    lengths = np.array([len(row) for row in tokenizer.rows(some.texts, some.pairs, card.max_length)])
+    lengths = 1 << np.log2(np.maximum(lengths, 1)).astype(int)
+    for length in sorted({*lengths.tolist()} - set(range(_SHORTEST))):
+        alike = some.take(np.flatnonzero(lengths == length).tolist())
+        rows = tokenizer.rows(alike.texts, alike.pairs, length)
+        for start in range(0, len(rows), _ROWS):
+            part = rows[start : start + _ROWS]
+            batch = {"token_ids": np.stack([row.ids for row in part])}
+            if alike.pairs is not None and card.model.type_vocab_size > 1:
+                batch["token_type_ids"] = np.stack([row.type_ids for row in part])
+            yield batch
+
+
+def compare(predictor: Predictor, int8: Predictor, part: Part, lines: list[Line]) -> tuple[dict[str, Any], list[Line]]:
+    """Returns the figures of an int8 predictor beside its float original, and its own lines of predictions."""
+    examples, judge = part.examples, Judge(int8.card)
+    outputs = int8.outputs(examples.texts, examples.pairs)
+    figures, own = judge.measure(part, outputs), judge.predictions(part, outputs)
+    if judge.kind != "numbers":
+        pairs = zip(lines, own, strict=True)
+        figures["agreement"] = float(np.mean([one["prediction"] == other["prediction"] for one, other in pairs]))
+    figures["size_ratio"] = trees.num_bytes(predictor.params) / trees.num_bytes(int8.params)
+    figures["speedup"] = speedup(predictor, int8, examples.texts, examples.pairs)
+    return figures, own
