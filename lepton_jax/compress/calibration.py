@@ -2,12 +2,14 @@
 
 A step for all inputs of a layer (static quantisation) saves a pass over them, and needs to know their range. Three ways
 to choose it: the largest magnitude seen; a percentile; or the bound with the least expected error, which is rounding
-below it and clipping above (Banner et al. 2018, arXiv:1810.05723, section 3). `smooth` moves outliers of channels from
-inputs into weights (SmoothQuant: Xiao et al. 2022, arXiv:2211.10438).
+below it and clipping above (Banner et al. 2018, arXiv:1810.05723, section 3). That error is here the product's: a
+channel's counts by its weights, for the few inputs that are clipped are often those that matter. `smooth` moves
+outliers of channels from inputs into weights (SmoothQuant: Xiao et al. 2022, arXiv:2211.10438).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +23,9 @@ from lepton_jax.core.observation import EDGES, Seen
 from lepton_jax.core.weights import LARGEST
 
 Bound = Literal["absmax", "percentile", "mse"]
+# Inputs that come from a norm have outliers in the same channels at every token, and only these are smoothed, as in the
+# paper (section 4); those of an activation have them at some tokens, where smoothing does harm.
+_SMOOTHED = r"/(query|key|value|up|gate)/kernel$"
 _SHARES = np.linspace(0.02, 1.0, 99)  # of the largest magnitude: the bounds that "mse" chooses from
 
 
@@ -72,18 +77,21 @@ def calibrate(
         kernel = np.asarray(trees.get(params, path), np.float64)  # [..., K, N]
         largest, counts = np.asarray(each.largest, np.float64), np.asarray(each.counts, np.float64)
         factors = np.ones_like(largest)
-        if smooth:
+        smoothed = smooth > 0 and re.search(_SMOOTHED, path) is not None
+        if smoothed:
             ranges = np.abs(kernel).max(-1)
             factors = largest**smooth / np.maximum(ranges, 1e-12) ** (1 - smooth)
             factors = np.where((largest > 0) & (ranges > 0), factors, 1.0)
         step = None
         if bound is not None:
-            heads, stack = largest.shape[:-1], (-1, largest.shape[-1])
-            parts = zip(largest.reshape(stack), counts.reshape(*stack, counts.shape[-1]), factors.reshape(stack),
-                        strict=True)  # fmt: skip
-            bounds = np.array([_bound(*part, bound, percentile) for part in parts]).reshape(*heads, 1, 1)
+            weights = np.square(kernel * factors[..., None]).sum(-1)
+            layers = np.ndindex(largest.shape[:-1])
+            bounds = [
+                _bound(*(part[at] for part in (largest, counts, factors, weights)), bound, percentile) for at in layers
+            ]
+            bounds = np.reshape(bounds, (*largest.shape[:-1], 1, 1))
             step = jnp.asarray(np.where(bounds > 0, bounds / LARGEST, 1.0), jnp.float32)
-        found[path] = Inputs(step, jnp.asarray(factors[..., None], jnp.float32) if smooth else None)
+        found[path] = Inputs(step, jnp.asarray(factors[..., None], jnp.float32) if smoothed else None)
     return found
 
 
@@ -101,8 +109,17 @@ def uncalibrated(shapes: Any, step: Iterable[str], smooth: Iterable[str]) -> dic
     return {path: inputs(path) for path in sorted(step | smooth)}
 
 
-def _bound(largest: np.ndarray, counts: np.ndarray, factors: np.ndarray, kind: Bound, percentile: float) -> float:
-    """Returns the magnitude of inputs, divided by their channels' factors, that becomes 127."""
+def _bound(
+    largest: np.ndarray, counts: np.ndarray, factors: np.ndarray, weights: np.ndarray, kind: Bound, percentile: float
+) -> float:
+    """Returns the magnitude of inputs, divided by their channels' factors, that becomes 127.
+
+    Args:
+      largest, counts: of one `Seen`, [K] and [K, bins].
+      factors: [K].
+      weights: [K], what a squared error of a channel weighs.
+      kind, percentile: see `calibrate`.
+    """
     top = float((largest / factors).max())
     if kind == "absmax" or top == 0:
         return top
@@ -112,6 +129,7 @@ def _bound(largest: np.ndarray, counts: np.ndarray, factors: np.ndarray, kind: B
         reached = np.cumsum(counts.ravel()[order]) >= counts.sum() * percentile / 100
         return min(float(centres.ravel()[order][np.argmax(reached)]), top)
     bounds = top * _SHARES
+    counts = counts * weights[:, None]
     errors = [(counts * np.where(centres <= c, (c / LARGEST) ** 2 / 12, (centres - c) ** 2)).sum() for c in bounds]
     return float(bounds[int(np.argmin(errors))])
 

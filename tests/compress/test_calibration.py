@@ -42,8 +42,11 @@ def kernel(seed=1, shape=(32, 24)):
 
 def calibrated(x, w, bound, smooth=0.0, percentile=99.9):
     """Returns (what multiplies w, its error relative to the exact product)."""
-    inputs = calibrate({"kernel": w}, {"kernel": observe(jnp.asarray(x))}, bound, percentile, smooth)
-    weight = quantize_int8({"kernel": w}, inputs=inputs)["kernel"]
+    params = {"attention": {name: {"kernel": w} for name in ("query", "output")}}
+    seen = {f"attention/{name}/kernel": observe(jnp.asarray(x)) for name in ("query", "output")}
+    layers = quantize_int8(params, inputs=calibrate(params, seen, bound, percentile, smooth))["attention"]
+    assert layers["output"]["kernel"].smooth is None, "what comes from no norm is not smoothed"
+    weight = layers["query"]["kernel"]
     exact = x.astype(np.float64) @ w.astype(np.float64)
     return weight, np.linalg.norm(np.asarray(weight.dot(jnp.asarray(x))) - exact) / max(np.linalg.norm(exact), 1e-30)
 
@@ -131,6 +134,14 @@ def test_the_bound_of_least_error_is_close_to_the_best_of_all():
     best = min(error(share * top) for share in np.linspace(0.01, 1, 400))
     assert best < 0.7 * error(top), "clipping must pay"
     assert error(127 * step) < 1.1 * best
+
+
+def test_the_error_of_a_channel_counts_by_its_weights():
+    """Clipping the outlier costs nothing where it is not looked at, and too much where it is."""
+    x, heedless, heeding = outlying(), kernel(), kernel()
+    heedless[3], heeding[3] = 0, 10
+    low, high = (float(calibrated(x, w, "mse")[0].step[0, 0]) * 127 for w in (heedless, heeding))
+    assert low < 6 < 0.8 * np.abs(x).max() < high
 
 
 @pytest.mark.parametrize("bound", [None, "absmax"])

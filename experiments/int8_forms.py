@@ -1,0 +1,63 @@
+"""What the ways to round inputs of int8 layers cost in quality, and what they gain in speed.
+
+    python experiments/int8_forms.py --run=runs/movie_sentiment/seed_0
+
+The folder is one of a finished fine-tuning. Its float model is put into each form on the same training texts, and all
+predict the same test texts: weights always have one scale an output channel; inputs have one a token ("dynamic") or one
+a layer, chosen in three ways, with and without smoothing (`compress.inputs`, `compress.smooth`).
+
+How to read it: `quality` is the task's metric on the test texts (`config.QUALITY`), `same` how many of its predictions
+are those of the float model, `error` the root mean square of the difference of what the heads give, in units of the
+float outputs' standard deviation, `speed` the time of a full batch of the float model over that of the form, timed by
+turns.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+from lepton_jax import hub
+from lepton_jax.config import QUALITY, CompressConfig, Config
+from lepton_jax.core.fields import build
+from lepton_jax.data import splits
+from lepton_jax.infer.predictor import Predictor, speedup
+from lepton_jax.stages.assessment import KINDS, Judge, encode
+from lepton_jax.stages.compression import quantised
+from lepton_jax.workdir import read_json
+
+RUN = flags.DEFINE_string("run", None, "The folder of a fine-tuning, of one seed.", required=True)
+SMOOTH = flags.DEFINE_float("smooth", 0.5, "SmoothQuant's alpha, where inputs are smoothed.", 0, 1)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    config: Config = build(Config, read_json(Path(RUN.value) / "config.json")["config"], "config")
+    bundle, data = hub.load(RUN.value), splits.load_splits(config.data, KINDS[config.task.name])
+    assert bundle.tokenizer is not None
+    part = encode(data.test if len(data.test) else data.validation, bundle.tokenizer, bundle.card)
+    examples, judge, metric = part.examples, Judge(bundle.card), QUALITY[config.task.name]
+    exact = Predictor(bundle, "float32", config.infer)
+    wanted = exact.outputs(examples.texts, examples.pairs)
+    lines = judge.predictions(part, wanted)
+    quality = 100 * judge.measure(part, wanted)[metric]
+    print(f"| inputs | smoothed | quality | same | error | speed |\n|---|---|---|---|---|---|\n"
+          f"| float32 |  | {quality:.1f} |  |  | 1.00x |")  # fmt: skip
+    for inputs in ("dynamic", "absmax", "percentile", "mse"):
+        for smooth in (0.0, SMOOTH.value):
+            form = CompressConfig(method="int8", inputs=inputs, smooth=smooth)
+            int8 = Predictor(quantised(bundle, form, data.train), "int8", config.infer)
+            found = int8.outputs(examples.texts, examples.pairs)
+            pairs = zip(lines, judge.predictions(part, found), strict=True)
+            same = np.mean([one["prediction"] == other["prediction"] for one, other in pairs])
+            difference = np.concatenate([np.ravel(a - b) for a, b in zip(found, wanted, strict=True)])
+            error = np.sqrt(np.mean(difference**2)) / np.std(np.concatenate([np.ravel(each) for each in wanted]))
+            print(f"| {inputs} | {'yes' if smooth else 'no'} | {100 * judge.measure(part, found)[metric]:.1f} "
+                  f"| {same:.1%} | {error:.3f} | {speedup(exact, int8, examples.texts, examples.pairs):.2f}x |",
+                  flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    app.run(main)
