@@ -279,6 +279,12 @@ CHECKS = {
     "keep_float": (
         "finetune", {"compress__keep_float": ("*",)}, {"compress__keep_float": ("head",)},
         "config.compress.keep_float='*': not a regular expression ("),
+    "a form of int8 inputs without int8": (
+        "finetune", {"compress__inputs": "mse"}, {"compress__method": "int8"},
+        "config.compress.inputs='mse': is for compress.method='int8'"),
+    "a gate without int8": (
+        "finetune", {"compress__max_drop": 0.01}, {"compress__method": "int8"},
+        "config.compress.max_drop=0.01: is for compress.method='int8'"),
     "stages of a chain": (
         "quickstart", {"pretrain__stage": "finetune", "pretrain__task__name": "classification"},
         {"pretrain__stage": "pretrain", "pretrain__task__name": "masked_lm"},

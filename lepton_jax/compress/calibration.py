@@ -85,9 +85,9 @@ def calibrate(
         step = None
         if bound is not None:
             weights = np.square(kernel * factors[..., None]).sum(-1)
-            layers = np.ndindex(largest.shape[:-1])
             bounds = [
-                _bound(*(part[at] for part in (largest, counts, factors, weights)), bound, percentile) for at in layers
+                _bound(largest[layer], counts[layer], factors[layer], weights[layer], bound, percentile)
+                for layer in np.ndindex(largest.shape[:-1])
             ]
             bounds = np.reshape(bounds, (*largest.shape[:-1], 1, 1))
             step = jnp.asarray(np.where(bounds > 0, bounds / LARGEST, 1.0), jnp.float32)

@@ -195,9 +195,8 @@ class CompressConfig:
     # How inputs of linear layers are rounded: each token by its own largest value, or all by one bound, from texts.
     inputs: Literal["dynamic", "absmax", "percentile", "mse"] = "dynamic"
     percentile: float = number(99.99, 50, 100, "low")  # of their magnitudes, for inputs="percentile"
-    smooth: float = number(
-        0.0, 0, 1, "high"
-    )  # SmoothQuant's alpha: how far outliers go from inputs to weights; 0: none
+    # SmoothQuant's alpha: how far outliers of channels go from inputs into weights; 0: not at all.
+    smooth: float = number(0.0, 0, 1, "high")
     texts: int = number(256, 1)  # of the training data, that inputs are observed on
     max_drop: float = number(1.0, 0)  # what int8 may lose of QUALITY on validation; if more, no int8 model is written
 

@@ -33,8 +33,9 @@ def load(folder: str | Path, precision: Precision = "float32", config: InferConf
 
     Args:
       folder: see `hub.load`.
-      precision: "float32"; "bfloat16" (parameters and computation); "int8" (weights per output channel,
-        activations per token, accumulated in int32; the rest float32). A folder with int8 weights loads as int8 only.
+      precision: "float32"; "bfloat16" (parameters and computation); "int8" (weights per output channel, activations
+        per token, or as a calibrated int8 model has them, accumulated in int32; the rest float32). A folder with int8
+        weights loads as int8 only.
       config: buckets and batch size.
 
     Raises:

@@ -62,6 +62,9 @@ def quantised(bundle: hub.Bundle, config: CompressConfig, examples: Examples) ->
     if config.inputs != "dynamic" or config.smooth:
         plain = dataclasses.replace(bundle.config, dtype="float32", attention="auto")
         seen = see_inputs(bundle.model.clone(config=plain), bundle.params, _rows(bundle, examples, config.texts))
+        if not seen:
+            logging.warning("compress: no training text has %d tokens to observe inputs on: each token has its scale",
+                            _SHORTEST)  # fmt: skip
         seen = {path: each for path, each in seen.items() if not trees.matches(config.keep_float, path)}
         bound = None if config.inputs == "dynamic" else config.inputs
         inputs = calibrate(bundle.params, seen, bound, config.percentile, config.smooth)

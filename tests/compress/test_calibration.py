@@ -233,6 +233,15 @@ def test_texts_are_cut_so_that_no_row_is_padded(make_bundle, corpus):
     assert len(ends) == 1, "every row keeps its last special token"
 
 
+def test_texts_too_short_to_observe_leave_the_dynamic_form(make_bundle, caplog):
+    bundle = make_bundle(**POST)
+    int8 = compression.quantised(
+        bundle, CompressConfig(method="int8", inputs="mse", smooth=0.5), Examples([""] * 5, ["bad"] * 5)
+    )
+    assert "no training text has 4 tokens" in caplog.text
+    assert jax.tree.structure(int8.params) == jax.tree.structure(quantize_int8(bundle.params))
+
+
 def test_a_model_that_loses_too_much_is_not_written(make_bundle, corpus, tmp_path, caplog):
     bundle, examples = make_bundle(**POST), examples_of(corpus)
     validation = encode(examples, bundle.tokenizer, bundle.card)

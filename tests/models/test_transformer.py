@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 
-from lepton_jax.compress import quantize_int8
+from lepton_jax.compress import quantize_int8, uncalibrated
 from lepton_jax.config import ModelConfig
 from lepton_jax.core import sharding, trees
 from lepton_jax.models.partitioning import RULES
@@ -237,12 +237,19 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     np.testing.assert_allclose(out["hidden"].astype(jnp.float32), exact["hidden"], atol=0.15)
 
 
+def calibrate_every_kernel(params):
+    paths = jax.tree.leaves(trees.map_with_path(lambda path, _: path, params))
+    kernels = [path for path in paths if path.endswith("/kernel")]
+    return quantize_int8(params, (), uncalibrated(params, kernels, kernels))
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_rules_place_every_parameter_float_or_int8(name):
     mesh = sharding.make_mesh("data=2,fsdp=2,tensor=2")
     for head, outputs in (("masked_lm", 0), ("classification", 2)):
         shapes = abstract_params(Transformer(dataclasses.replace(SMALL, **VARIANTS[name]), head, outputs))
-        for tree in (shapes, jax.eval_shape(quantize_int8, shapes)):
+        calibrated = jax.eval_shape(calibrate_every_kernel, shapes)
+        for tree in (shapes, jax.eval_shape(quantize_int8, shapes), calibrated):
             placed = sharding.shardings(tree, mesh, RULES)
             sharded = trees.map_with_path(lambda path, where: path if any(where.spec) else "", placed)
             assert any("query" in path for path in jax.tree.leaves(sharded))
