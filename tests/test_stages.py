@@ -263,14 +263,14 @@ def test_a_run_interrupted_again_and_again_gives_the_same_result(quickstart, tin
 
     for module, name, broken, steps in (
         (training, "fit", half, {"6"}),  # in the middle of training
-        (finetuning, "_compare", stop, {"6", "12"}),  # trained and quantised, the int8 model not yet measured
+        (finetuning, "compare", stop, {"6", "12"}),  # trained and quantised, the int8 model not yet measured
         (finetuning.readings, "in_short", stop, {"6", "12"}),
     ):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(module, name, broken)
             run(config, killed, **changes)
         assert steps >= {path.name for path in (killed / "checkpoints").iterdir()} >= {max(steps, key=int)}
-        assert (killed / "int8").exists() == (name == "_compare" or (killed / "int8").exists()) and not (
+        assert (killed / "int8").exists() == (name == "compare" or (killed / "int8").exists()) and not (
             killed / "summary.json"
         ).exists()
     resumed = run(config, killed, **changes)
