@@ -23,9 +23,9 @@ from lepton_jax import hub
 from lepton_jax.config import QUALITY, CompressConfig, Config
 from lepton_jax.core.fields import build
 from lepton_jax.data import splits
-from lepton_jax.infer.predictor import Predictor, speedup
+from lepton_jax.infer.predictor import Predictor
 from lepton_jax.stages.assessment import KINDS, Judge, encode
-from lepton_jax.stages.compression import quantised
+from lepton_jax.stages.compression import compare, quantised
 from lepton_jax.workdir import read_json
 
 RUN = flags.DEFINE_string("run", None, "The folder of a fine-tuning, of one seed.", required=True)
@@ -49,14 +49,13 @@ def main(argv: list[str]) -> None:
         for smooth in (0.0, SMOOTH.value):
             form = CompressConfig(method="int8", inputs=inputs, smooth=smooth)
             int8 = Predictor(quantised(bundle, form, data.train), "int8", config.infer)
+            figures, _ = compare(exact, int8, part, lines)
             found = int8.outputs(examples.texts, examples.pairs)
-            pairs = zip(lines, judge.predictions(part, found), strict=True)
-            same = np.mean([one["prediction"] == other["prediction"] for one, other in pairs])
             difference = np.concatenate([np.ravel(a - b) for a, b in zip(found, wanted, strict=True)])
             error = np.sqrt(np.mean(difference**2)) / np.std(np.concatenate([np.ravel(each) for each in wanted]))
-            print(f"| {inputs} | {'yes' if smooth else 'no'} | {100 * judge.measure(part, found)[metric]:.1f} "
-                  f"| {same:.1%} | {error:.3f} | {speedup(exact, int8, examples.texts, examples.pairs):.2f}x |",
-                  flush=True)  # fmt: skip
+            same = f"{figures['agreement']:.1%}" if "agreement" in figures else ""
+            print(f"| {inputs} | {'yes' if smooth else 'no'} | {100 * figures[metric]:.1f} "
+                  f"| {same} | {error:.3f} | {figures['speedup']:.2f}x |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_every_kind_of_label_from_file_to_int8(tune, kind):
     assert summary[f"int8.{main}"] > 0.75 and ("int8.agreement" in summary) == (kind != "numbers")
     card = hub.load(folder / "int8").card
     assert (bool(card.step), bool(card.smooth)) == (kind != "sets", kind == "spans")
-    assert not summary["int8.refused"] and abs(summary["int8.validation_drop"]) < 0.1
+    assert "int8.refused" not in summary, "no limit, no gate"
     assert ("finetune.calibration" in summary) == (kind == "sets")
     assert {row["slice"] for row in summary["finetune.slices"]} == {"length"}
     predictions = lines(folder / "predictions.jsonl")
@@ -116,7 +116,6 @@ def test_every_kind_of_label_from_file_to_int8(tune, kind):
 def test_a_run_whose_int8_model_loses_too_much_ends_without_one(tune, monkeypatch):
     monkeypatch.setattr(compression, "quantize_int8", lambda params, *rest: jax.tree.map(jnp.zeros_like, params))
     monkeypatch.setattr(compression, "QUALITY", {"classification": "mcc"})  # 0 of a model that says one class
-    monkeypatch.setattr(finetuning, "QUALITY", {"classification": "mcc"})
     steps = {"train__steps": 60, "train__learning_rate": 1e-2}
     summary, folder = tune(**steps, compress__method="int8", compress__max_drop=0.1, infer__texts=("bright sweet",))
     assert summary["int8.refused"] and summary["int8.validation_drop"] > 0.5 and "int8.accuracy" not in summary

@@ -198,7 +198,8 @@ class CompressConfig:
     # SmoothQuant's alpha: how far outliers of channels go from inputs into weights; 0: not at all.
     smooth: float = number(0.0, 0, 1, "high")
     texts: int = number(256, 1)  # of the training data, that inputs are observed on
-    max_drop: float = number(1.0, 0)  # what int8 may lose of QUALITY on validation; if more, no int8 model is written
+    # What int8 may lose of QUALITY on validation: if it is more, no int8 model is written. 1: it is not looked at.
+    max_drop: float = number(1.0, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ from lepton_jax.config import QUALITY, CompressConfig, Config
 from lepton_jax.core import trees
 from lepton_jax.data.sources import Examples
 from lepton_jax.infer.predictor import Predictor, speedup
-from lepton_jax.stages.assessment import Judge, Line, Part
+from lepton_jax.stages.assessment import Judge, Line, Outputs, Part
 
 _ROWS = 64  # of a batch in which inputs are observed
 _SHORTEST = 4  # tokens of such a row, special ones included
 
 
 def compress(
-    config: Config, folder: Path, bundle: hub.Bundle, train: Examples, validation: Part, quality: float
-) -> tuple[Predictor | None, float]:
+    config: Config, folder: Path, bundle: hub.Bundle, train: Examples, validation: Part, outputs: Callable[[], Outputs]
+) -> tuple[Predictor | None, dict[str, Any]]:
     """Writes the int8 model of a float bundle into a folder, unless it is too much worse.
 
     Args:
@@ -32,28 +32,27 @@ def compress(
       folder: of the int8 model.
       bundle: the float model.
       train: examples that inputs are observed on.
-      validation: examples that the loss of quality is measured on.
-      quality: of the float model on these.
+      validation: examples that the loss of quality is measured on, if there is a limit.
+      outputs: gives those of the float model for these.
 
     Returns:
-      (the predictor as it loads from the folder, or None where it was refused; how much worse it is on validation,
-      in the unit of `config.QUALITY`).
+      (the predictor as it loads from the folder, or None where it was refused; where there is a limit, `refused` and
+      `validation_drop`, in the unit of `config.QUALITY`).
     """
-    int8 = quantised(bundle, config.compress, train)
-    predictor = Predictor(int8, "int8", config.infer)
-    found = Judge(int8.card).measure(
-        validation, predictor.outputs(validation.examples.texts, validation.examples.pairs)
-    )
-    name = QUALITY[config.task.name]
-    drop = quality - found[name]
-    if not drop <= config.compress.max_drop:
-        logging.warning("no int8 model is written: on validation it loses %.4f of %s, and compress.max_drop is %g",
-                        drop, name, config.compress.max_drop)  # fmt: skip
-        return None, drop
+    int8, found, limit = quantised(bundle, config.compress, train), {}, config.compress.max_drop
+    if limit < 1:
+        name, judge, examples = QUALITY[config.task.name], Judge(int8.card), validation.examples
+        own = Predictor(int8, "int8", config.infer).outputs(examples.texts, examples.pairs)
+        drop = judge.measure(validation, outputs())[name] - judge.measure(validation, own)[name]
+        found = {"refused": not drop <= limit, "validation_drop": drop}
+        if found["refused"]:
+            logging.warning("no int8 model is written: on validation it loses %.4f of %s, and compress.max_drop is %g",
+                            drop, name, limit)  # fmt: skip
+            return None, found
     # A run that was killed just after this does not write it again.
     if not processes.on_first((folder / "params").exists):
         hub.write(folder, int8)
-    return infer.load(folder, "int8", config.infer), drop
+    return infer.load(folder, "int8", config.infer), found
 
 
 def quantised(bundle: hub.Bundle, config: CompressConfig, examples: Examples) -> hub.Bundle:

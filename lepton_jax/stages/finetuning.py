@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lepton_jax import hub, plan, processes, workdir
-from lepton_jax.config import LOWER_IS_BETTER, METRICS, QUALITY, Config
+from lepton_jax.config import LOWER_IS_BETTER, METRICS, Config
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import splits, tokenizers
@@ -127,8 +127,7 @@ class _Tuning:
         summary["finetune.slices"] = judge.slices(part, found)
         if abroad := [self._abroad(name, judge, outputs(name)) for name in self.data.out_of_domain]:
             summary["finetune.out_of_domain"] = abroad
-        quality = judge.measure(self.parts["validation"], outputs("validation"))[QUALITY[self.config.task.name]]
-        return summary | self._finish(folder, bundle, judge.predictions(part, found), quality)
+        return summary | self._finish(folder, bundle, judge.predictions(part, found), outputs)
 
     def _calibrated(self, bundle: hub.Bundle) -> tuple[hub.Bundle, Callable[[str], list[np.ndarray]]]:
         """Returns the bundle with the temperature of its scores, and part -> outputs, computed once."""
@@ -161,14 +160,16 @@ class _Tuning:
             kept |= part.report
         return report
 
-    def _finish(self, folder: Path, bundle: hub.Bundle, lines: list[Line], quality: float) -> Summary:
+    def _finish(
+        self, folder: Path, bundle: hub.Bundle, lines: list[Line], outputs: Callable[[str], list[np.ndarray]]
+    ) -> Summary:
         """Compresses the model if the config says so, writes predictions, and returns the figures of the int8 model.
 
         Args:
           folder: of the run.
           bundle: the float model.
           lines: its predictions of the held-out examples.
-          quality: of the model on validation, as `config.QUALITY` has it.
+          outputs: gives those of the model for a part of the data.
         """
         # Every process does the same on its own; only the files are the first one's.
         bundle = dataclasses.replace(bundle, params=sharding.on_this_process(bundle.params))
@@ -176,8 +177,9 @@ class _Tuning:
         processes.on_first(lambda: _write_lines(folder / "predictions.jsonl", lines))
         if self.config.compress.method == "int8":
             validation = self.parts["validation"]
-            int8, drop = compress(self.config, folder / "int8", bundle, self.data.train, validation, quality)
-            summary = {"int8.validation_drop": drop, "int8.refused": int8 is None}
+            float_outputs = functools.partial(outputs, "validation")
+            int8, gate = compress(self.config, folder / "int8", bundle, self.data.train, validation, float_outputs)
+            summary = _named("int8", gate)
             if int8 is not None:
                 figures, quantised = compare(predictor, int8, self.parts[self.held_out], lines)
                 processes.on_first(lambda: _write_lines(folder / "int8" / "predictions.jsonl", quantised))

@@ -19,7 +19,7 @@ from lepton_jax.core.weights import Int8
 from lepton_jax.data.sources import Examples
 from lepton_jax.infer import Predictor
 from lepton_jax.stages import compression
-from lepton_jax.stages.assessment import encode
+from lepton_jax.stages.assessment import Judge, encode
 
 POST = {"norm_position": "post", "positions": "learned", "norm_epsilon": 1e-12}
 
@@ -246,20 +246,26 @@ def test_a_model_that_loses_too_much_is_not_written(make_bundle, corpus, tmp_pat
     bundle, examples = make_bundle(**POST), examples_of(corpus)
     validation = encode(examples, bundle.tokenizer, bundle.card)
 
-    def compress(name, quality, max_drop):
+    def compress(name, outputs, max_drop):
         config = Config(stage="finetune", task=TaskConfig(name="classification"),
                         compress=CompressConfig(method="int8", max_drop=max_drop))  # fmt: skip
-        return compression.compress(config, tmp_path / name, bundle, examples, validation, quality)
+        return compression.compress(config, tmp_path / name, bundle, examples, validation, lambda: outputs)
 
-    predictor, drop = compress("fine", quality=0.5, max_drop=1.0)
+    exact = Predictor(bundle).outputs(examples.texts)
+    float_accuracy = Judge(bundle.card).measure(validation, exact)["accuracy"]
+    predictor, figures = compress("fine", exact, max_drop=0.5)
     assert predictor is not None and (tmp_path / "fine" / "params").exists()
     found = predictor(examples.texts)
     accuracy = np.mean([one["label"] == label for one, label in zip(found, examples.labels, strict=True)])
-    assert drop == pytest.approx(0.5 - accuracy)
-    refused, lost = compress("refused", quality=accuracy + 0.02, max_drop=0.01)
-    assert refused is None and lost == pytest.approx(0.02) and not (tmp_path / "refused").exists()
-    assert "loses 0.0200 of accuracy" in caplog.text and "compress.max_drop is 0.01" in caplog.text
-    assert compress("level", quality=accuracy + 0.02, max_drop=0.0201)[0] is not None
+    assert figures == {"refused": False, "validation_drop": pytest.approx(float_accuracy - accuracy)}
+    assert accuracy < 0.9, "what says every label must be better by more than the limit"
+    best = [np.eye(3)[("bad", "fair", "good").index(label)] for label in examples.labels]
+    refused, figures = compress("refused", best, max_drop=0.01)
+    assert refused is None and figures["refused"] and not (tmp_path / "refused").exists()
+    assert figures["validation_drop"] == pytest.approx(1 - accuracy)
+    assert f"loses {1 - accuracy:.4f} of accuracy" in caplog.text and "compress.max_drop is 0.01" in caplog.text
+    assert compress("within", best, max_drop=float(1 - accuracy) + 1e-6)[0] is not None
+    assert compress("any", best, max_drop=1.0)[1] == {} and (tmp_path / "any" / "params").exists()
 
 
 def test_a_card_that_names_other_kernels_is_refused(make_bundle, corpus, tmp_path):
