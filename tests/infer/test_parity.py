@@ -50,7 +50,7 @@ def test_entities_are_those_of_the_pipeline(tmp_path, labels):
     pipeline = transformers.pipeline(
         "token-classification", model=theirs, tokenizer=tokenizer, aggregation_strategy="first"
     )
-    predictor = infer.load(tmp_path, config=InferConfig(lengths=(16, 32)))
+    predictor = infer.load(tmp_path, config=InferConfig((16, 32), (32,), 1))
     texts = make_texts()
     assert max(map(len, predictor.tokenizer.rows(texts))) > 16
     found, scores = {"ours": [], "theirs": []}, {"ours": [], "theirs": []}
