@@ -21,7 +21,6 @@ from lepton_jax.config.sections import (
 from lepton_jax.core import rules
 from lepton_jax.core.errors import UserError
 
-
 APPLICABLE = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")  # the forms of files that a model is applied to
 
 
@@ -138,7 +137,9 @@ def check_application(infer: ApplyConfig) -> None:
     if infer.input and not infer.output:
         raise UserError("config.infer.output='': name the file that gets the predictions, such as predictions.jsonl")
     if infer.output and not infer.input:
-        raise UserError(f"config.infer.output={infer.output!r}: is for config.infer.input; config.infer.texts are shown")
+        raise UserError(
+            f"config.infer.output={infer.output!r}: is for config.infer.input; config.infer.texts are shown"
+        )
     kind = Path(infer.input).suffix
     if infer.input not in ("", "-") and kind not in APPLICABLE:
         raise UserError(f"config.infer.input={infer.input!r}: must end in {', '.join(APPLICABLE)}, or be '-'")

@@ -1,9 +1,11 @@
-"""The shapes that a predictor's programs have: a few lengths and a few numbers of rows, which all batches are padded to."""
+"""The shapes of a predictor's programs: a few lengths and a few numbers of rows, which all batches are padded to."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -81,13 +83,13 @@ def choose(seen: np.ndarray, max_length: int) -> tuple[int, ...]:
     counts = np.bincount(np.searchsorted(ends, np.minimum(seen, max_length)), minlength=len(ends))
     total = np.concatenate([[0], np.cumsum(counts)])  # rows that the first n ends hold
     # cost[n]: the least tokens of the rows of the first n ends, whose last bucket is ends[n - 1], and its buckets.
-    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] + [(np.inf, ())] * len(ends)
+    best: list[Any] = [(0.0, ())] + [(math.inf, ())] * len(ends)
     for _ in range(_MOST):
         longer = list(best)
         for stop in range(1, len(ends) + 1):
-            for start in range(stop):
-                cost = best[start][0] + float(ends[stop - 1]) * (total[stop] - total[start])
+            for before in range(stop):
+                cost = best[before][0] + float(ends[stop - 1] * (total[stop] - total[before]))
                 if cost < longer[stop][0]:
-                    longer[stop] = (cost, (*best[start][1], int(ends[stop - 1])))
+                    longer[stop] = (cost, (*best[before][1], int(ends[stop - 1])))
         best = longer
     return best[-1][1]

@@ -4,7 +4,7 @@
     FOLDER/programs/32.bin the program of rows of 32 tokens, by `jax.export`: StableHLO for each platform
     FOLDER/params/         the parameters, as safetensors
     FOLDER/tokenizer/      the tokenizer
-    FOLDER/profile/        the reference profile, if the model has one, see `profiles`
+    FOLDER/reference/      the reference profile, if the model has one, see `profiles`
 
 A program takes any number of rows; XLA compiles it for the device at hand when it is loaded. Nothing in the folder is
 executed before its checksum is right, and none of it is Python.
@@ -28,8 +28,8 @@ from lepton_jax.core import trees
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import tokenizers
 from lepton_jax.disk import new_folder
-from lepton_jax.infer.programs import PRECISIONS, Program
 from lepton_jax.infer.profiles import Profile
+from lepton_jax.infer.programs import PRECISIONS, Program
 from lepton_jax.infer.signature import Signature
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -85,7 +85,7 @@ def write(
         safetensors.numpy.save_file({name: jax.device_get(leaf) for name, leaf in flat.items()}, part / _WEIGHTS)
         program.tokenizer.save(part / "tokenizer")
         if profile is not None:
-            profile.save(part / "profile")
+            profile.save(part / "reference")
         manifests.write(part, {
             "form": _FORM, "version": _VERSION, "lepton_jax": lepton_jax.__version__, "jax": jax.__version__,
             "platforms": list(platforms), "precision": program.precision, "lengths": list(lengths),
@@ -109,7 +109,7 @@ def read(folder: Path) -> tuple[Program, Profile | None]:
     if here not in manifest["platforms"]:
         raise UserError(f"{path}: is for {', '.join(manifest['platforms'])}, and this is {here}; export it with "
                         f"platforms=({here!r},)")  # fmt: skip
-    manifests.verify(folder, manifest, {"programs", "params", "tokenizer", "profile"}, _ADVICE)
+    manifests.verify(folder, manifest, {"programs", "params", "tokenizer", "reference"}, _ADVICE)
     signature = Signature.read(manifest["signature"], str(path))
     if manifest["precision"] not in PRECISIONS:
         raise UserError(f"{path}: precision={manifest['precision']!r}: must be one of {', '.join(PRECISIONS)}")
@@ -126,12 +126,14 @@ def read(folder: Path) -> tuple[Program, Profile | None]:
         manifest["precision"],
         tuple(manifest["lengths"]),
     )
-    return program, Profile.find(folder / "profile")
+    return program, Profile.find(folder / "reference")
 
 
 def _read_program(path: Path, manifest: Mapping[str, Any]) -> Callable[..., tuple[jax.Array, jax.Array]]:
     try:
-        return export.deserialize(bytearray(path.read_bytes())).call
+        call: Any = export.deserialize(bytearray(path.read_bytes())).call
+        return call
     except Exception as error:  # of many kinds, when it is of a newer JAX
-        raise UserError(f"{path}: JAX {jax.__version__} cannot read what JAX {manifest['jax']} wrote "
-                        f"({' '.join(str(error).split())[:200]}); take that version, or {_ADVICE}") from error  # fmt: skip
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: JAX {jax.__version__} cannot read what JAX {manifest['jax']} wrote ({reason}); take "
+                        f"that version, or {_ADVICE}") from error  # fmt: skip

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from lepton_jax.config import InferConfig
 from lepton_jax.core import sharding
@@ -63,19 +64,13 @@ class Predictor:
             config.lengths or program.lengths, config.batch_sizes, self.max_length,
             None if profile is None else np.array(profile.length) + special, len(devices),
         )  # fmt: skip
-        forward: Callable[..., Any] = program.forward
-        mesh = sharding.make_mesh("data=-1", devices)
-        self.params = jax.device_put(program.params, sharding.replicated(mesh) if len(devices) > 1 else devices[0])
-        if len(devices) > 1:
-            rows: Any = PartitionSpec(sharding.ROW_AXES)
-
-            def forward(params: Any, *batch: jax.Array) -> Any:
-                specs = (PartitionSpec(), *[rows] * len(batch))
-                return jax.shard_map(program.forward, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(
-                    params, *batch
-                )
-
-        self.forward: Callable[..., Any] = jax.jit(forward)
+        if len(devices) == 1:
+            self.params = jax.device_put(program.params, devices[0])
+            self.forward: Callable[..., Any] = jax.jit(program.forward)
+        else:
+            mesh = sharding.make_mesh("data=-1", devices)
+            self.params = jax.device_put(program.params, sharding.replicated(mesh))
+            self.forward = jax.jit(partial(_by_rows, program.forward, mesh))
 
     def compile(self) -> None:
         """Compiles the program of every bucket, or reads it from JAX's compilation cache."""
@@ -283,6 +278,13 @@ class Predictor:
                 for row, own in zip(chosen, np.asarray(batch), strict=False):
                     to[row] = own
         return outputs, np.stack(features) if features else np.zeros((0, 0), np.float32)
+
+
+def _by_rows(forward: Callable[..., Any], mesh: Mesh, params: Any, *batch: jax.Array) -> Any:
+    """Applies a program to each device's own rows of a batch: no device waits for another."""
+    rows: Any = PartitionSpec(sharding.ROW_AXES)
+    specs = (PartitionSpec(), *[rows] * len(batch))
+    return jax.shard_map(forward, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(params, *batch)
 
 
 def note(prediction: Prediction, warning: str | None) -> None:

@@ -22,7 +22,7 @@ from lepton_jax.workdir import read_json, write_json
 if TYPE_CHECKING:
     from lepton_jax.infer.predictor import Predictor
 
-_FILE = "profile.json"
+_FILE = "reference.json"
 _MOST = 2000  # values of a figure that are kept, evenly chosen by rank
 
 

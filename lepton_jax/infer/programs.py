@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.tokenizers import Tokenizer
@@ -28,9 +29,9 @@ class Program:
     """A function of int32 batches and what surrounds it.
 
     `forward(params, token_ids [N, T], attention_mask [N, T][, token_type_ids [N, T]][, places [N]])` returns
-    (outputs, features). Outputs are float32: [N, C] of whole texts, [N, T, C] of tokens, [N, k, 2] of masks: probability
-    and id of the k likeliest tokens at a place of each row. Features are float32 [N, D], a vector of each row by which
-    texts can be told from others, see `profiles`.
+    (outputs, features). Outputs are float32: [N, C] of whole texts, [N, T, C] of tokens, [N, k, 2] of masks, the
+    probabilities and ids of the k likeliest tokens at a place of each row. Features are float32 [N, D], a vector of
+    each row by which texts can be told from others, see `profiles`.
     """
 
     forward: Callable[..., tuple[jax.Array, jax.Array]]
@@ -75,9 +76,9 @@ def of(
     signature = Signature.of(bundle.card, task)
     if signature.task != "embedding" and "head" in bundle.initialised:
         raise UserError("the weights have no head, and a new one has learnt nothing; fine-tune it first")
-    vocab_size = bundle.tokenizer.vocab_size
-    if not 1 <= top <= vocab_size:
-        raise UserError(f"top={top}: must be from 1 to {vocab_size}, the tokens there are")
+    candidates = _candidates(bundle.tokenizer)
+    if not 1 <= top <= candidates.sum():
+        raise UserError(f"top={top}: must be from 1 to {candidates.sum()}, the tokens that may fill a mask")
     from lepton_jax.models.transformer import unstack
 
     dtype = "bfloat16" if precision == "bfloat16" else "float32"
@@ -87,7 +88,7 @@ def of(
         if signature.task == "embedding":
             return partial(_embed, model, pooling)
         if signature.task == "masked_lm":
-            return partial(_fill, model, top, vocab_size)
+            return partial(_fill, model, top, candidates)
         return partial(_classify, model)
 
     params = unstack(convert(bundle, precision))
@@ -136,12 +137,26 @@ def _embed(
     return vectors, vectors
 
 
+def _candidates(tokenizer: Tokenizer) -> np.ndarray:
+    """Returns bool [vocab_size]: the tokens that may fill a mask, which are no special ones."""
+    special = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+    found = np.ones(tokenizer.vocab_size, bool)
+    found[[number for number in special if number is not None]] = False
+    return found
+
+
 def _fill(
-    model: Transformer, top: int, vocab_size: int, params: Any, token_ids: jax.Array, mask: jax.Array, *more: jax.Array
+    model: Transformer,
+    top: int,
+    candidates: np.ndarray,
+    params: Any,
+    token_ids: jax.Array,
+    mask: jax.Array,
+    *more: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     *types, places_N = more
     out = _apply(model, params, token_ids, mask, types[0] if types else None, predict=places_N[:, None])
-    logits_NxV = out["logits"][:, 0, :vocab_size].astype(jnp.float32)  # rows that fill up the table are no tokens
-    values, ids = jax.lax.top_k(jax.nn.softmax(logits_NxV), top)
+    logits_NxV = out["logits"][:, 0, : len(candidates)].astype(jnp.float32)  # rows that fill up the table are no tokens
+    values, ids = jax.lax.top_k(jnp.where(candidates[None], jax.nn.softmax(logits_NxV), -1), top)
     # Ids are exact in float32: they are below 2^24.
     return jnp.stack([values, ids.astype(jnp.float32)], axis=-1), _pooled(out, mask, "mean")

@@ -183,7 +183,10 @@ def test_speedup_is_a_ratio_of_times(make_bundle):
     """A predictor of 16 times the rows is slower than the other one, whichever comes first."""
     bundle = make_bundle()
     texts = make_texts(64, seed=3)
-    one, other = infer.from_bundle(bundle, config=InferConfig(batch_sizes=(64,), devices=1)), infer.from_bundle(bundle, "int8")
+    one, other = (
+        infer.from_bundle(bundle, config=InferConfig(batch_sizes=(64,), devices=1)),
+        infer.from_bundle(bundle, "int8"),
+    )
     value = speedup(one, other, texts, repeats=3)
     assert isinstance(value, float) and value > 0
 
