@@ -42,6 +42,8 @@ def check_together(config: Config, where: str) -> None:
             model.relative, "may hold 'c2p' and 'p2c', each once")  # fmt: skip
     require(model.head_transform or not model.embedding_size or not model.tied_head, "model.head_transform",
             model.head_transform, "without it a tied head cannot reach model.embedding_size")  # fmt: skip
+    require(model.attention != "int8", "model.attention", model.attention,
+            "has no gradient to train by; 'auto', and for predictions infer.attention='int8'")  # fmt: skip
     head_size = model.hidden_size // model.num_heads
     require(model.positions != "rotary" or head_size % 2 == 0, "model.num_heads", model.num_heads,
             f"rotary positions need an even head size, not hidden_size / num_heads = {head_size}")  # fmt: skip
@@ -102,6 +104,8 @@ def check_together(config: Config, where: str) -> None:
     require(bool(config.infer.lengths) and list(config.infer.lengths) == sorted(set(config.infer.lengths))
             and config.infer.lengths[0] > 3, "infer.lengths", config.infer.lengths,
             "must be increasing lengths, each above 3")  # fmt: skip
+    require(config.infer.attention == "auto" or config.compress.method == "int8", "infer.attention",
+            config.infer.attention, "is for compress.method='int8'")  # fmt: skip
     for name, default in (("inputs", "dynamic"), ("smooth", 0.0), ("max_drop", 1.0)):
         value = getattr(config.compress, name)
         require(value == default or config.compress.method == "int8", f"compress.{name}", value,
