@@ -177,6 +177,17 @@ CHECKS = {
     "rotary heads are even": (
         "pretrain", {"model__hidden_size": 12, "model__num_heads": 4}, {"model__positions": "learned"},
         "config.model.num_heads=4: rotary positions need an even head size, not hidden_size / num_heads = 3"),
+    "attention with a gradient": (
+        "pretrain", {"model__attention": "int8"}, {"model__attention": "xla"},
+        "config.model.attention='int8': has no gradient to train by; 'auto', and for predictions "
+        "infer.attention='int8'"),
+    "... in fine-tuning too": (
+        "finetune", {"model__attention": "int8"}, {"model__attention": "auto"},
+        "config.model.attention='int8': has no gradient to train by; 'auto', and for predictions "
+        "infer.attention='int8'"),
+    "int8 attention of an int8 model": (
+        "finetune", {"infer__attention": "int8"}, {"compress__method": "int8"},
+        "config.infer.attention='int8': is for compress.method='int8'"),
     "length fits the model": (
         "pretrain", {"data__max_length": 513}, {"data__max_length": 512},
         "config.data.max_length=513: longer than the model; at most model.max_positions=512"),
@@ -255,7 +266,7 @@ CHECKS = {
         "predict", {"infer__output": ""}, {"infer__input": "", "infer__output": "", "infer__texts": ("a",)},
         "config.infer.output='': name the file that gets the predictions, such as predictions.jsonl"),
     "shown texts have no file": (
-        "predict", {"infer__input": "", "infer__texts": ("a",)}, {"infer__texts": ("a",)},
+        "predict", {"infer__input": "", "infer__texts": ("a",)}, {"infer__input": "a.txt", "infer__texts": ("a",)},
         "config.infer.output='predictions.jsonl': is for config.infer.input; config.infer.texts are shown"),
     "a file of a known form": (
         "predict", {"infer__input": "a.docx"}, {"infer__input": "a.parquet"},

@@ -47,6 +47,8 @@ def check_together(config: Config, where: str) -> None:
             model.relative, "may hold 'c2p' and 'p2c', each once")  # fmt: skip
     require(model.head_transform or not model.embedding_size or not model.tied_head, "model.head_transform",
             model.head_transform, "without it a tied head cannot reach model.embedding_size")  # fmt: skip
+    require(model.attention != "int8", "model.attention", model.attention,
+            "has no gradient to train by; 'auto', and for predictions infer.attention='int8'")  # fmt: skip
     head_size = model.hidden_size // model.num_heads
     require(model.positions != "rotary" or head_size % 2 == 0, "model.num_heads", model.num_heads,
             f"rotary positions need an even head size, not hidden_size / num_heads = {head_size}")  # fmt: skip
@@ -105,6 +107,8 @@ def check_together(config: Config, where: str) -> None:
         require(task.name in others, "task.name", task.name,
                 f"the stage 'finetune' trains one of {', '.join(map(repr, others))}")  # fmt: skip
     check_buckets(config.infer, f"{where}.infer")
+    require(config.infer.attention == "auto" or config.compress.method == "int8", "infer.attention",
+            config.infer.attention, "is for compress.method='int8'")  # fmt: skip
     for name, default in (("inputs", "dynamic"), ("smooth", 0.0), ("max_drop", 1.0)):
         value = getattr(config.compress, name)
         require(value == default or config.compress.method == "int8", f"compress.{name}", value,
@@ -143,6 +147,8 @@ def check_application(infer: ApplyConfig) -> None:
     kind = Path(infer.input).suffix
     if infer.input not in ("", "-") and kind not in APPLICABLE:
         raise UserError(f"config.infer.input={infer.input!r}: must end in {', '.join(APPLICABLE)}, or be '-'")
+    if infer.attention == "int8" and infer.precision in ("float32", "bfloat16"):
+        raise UserError(f"config.infer.attention='int8': is for an int8 model, not for {infer.precision}")
     if infer.pair and kind in ("", ".txt"):
         raise UserError(f"config.infer.pair={infer.pair!r}: lines of text have no second ones; take .jsonl or .csv")
 

@@ -65,7 +65,8 @@ class ModelConfig:
     initializer_range: float = number(0.02, 0, None, "low")
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
     # What computes attention, see `models/backends`; "auto": what fits device, rows and dtype.
-    attention: Literal["auto", "xla", "banded", "cudnn", "triton", "splash"] = "auto"
+    # "int8" is for predictions alone.
+    attention: Literal["auto", "xla", "banded", "cudnn", "triton", "splash", "int8"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again
     unroll: int = number(1, 0)  # layers per iteration of the scan over layers; 0: all of them
     init: str = ""  # a WORKDIR to start from; empty: random
@@ -211,6 +212,7 @@ class InferConfig:
     lengths: tuple[int, ...] = ()
     batch_sizes: tuple[int, ...] = (1, 8, 64)  # rows that batches are padded to
     devices: int = number(0, 0)  # of this process, each of which computes its share of a batch; 0: all
+    attention: Literal["auto", "int8"] = "auto"  # of an int8 model: its attention in floats, or in int8 as well
     texts: tuple[str, ...] = ()  # sentences that a run predicts at its end, for a person to look at
 
 

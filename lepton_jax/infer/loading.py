@@ -49,17 +49,20 @@ def load(
         other devices.
     """
     keep_compiled()
+    config = config or InferConfig()
     where = Path(folder).expanduser()
     if not exports.is_export(where):
         from lepton_jax import hub
 
         bundle, profile = hub.load(folder), None
-        program = programs.of(bundle, precision, task, pooling, top)
+        program = programs.of(bundle, precision, task, pooling, top, config.attention)
         if bundle.folder is not None and program.signature.task == bundle.card.task.name:
             profile = Profile.find(bundle.folder)
     else:
         program, profile = exports.read(where)
-        for name, wanted, has in (("precision", precision, program.precision), ("task", task, program.signature.task)):
+        asked = (("precision", precision, program.precision), ("task", task, program.signature.task),
+                 ("infer.attention", config.attention, "auto"))  # fmt: skip
+        for name, wanted, has in asked:
             if wanted not in (None, has):
                 raise UserError(f"{where}: was exported with {name}={has!r}, and is nothing else; {name}={wanted!r} "
                                 f"needs the model")  # fmt: skip
@@ -71,4 +74,5 @@ def load(
 
 def from_bundle(bundle: Bundle, precision: Precision | None = None, config: InferConfig | None = None) -> Predictor:
     """Returns the predictor of a model in memory, see `load`; each bucket is compiled when a text first needs it."""
-    return Predictor(programs.of(bundle, precision), config)
+    config = config or InferConfig()
+    return Predictor(programs.of(bundle, precision, attention=config.attention), config)

@@ -49,6 +49,7 @@ def of(
     task: str | None = None,
     pooling: Pooling = "mean",
     top: int = 5,
+    attention: Literal["auto", "int8"] = "auto",
 ) -> Program:
     """Returns the program of a model.
 
@@ -58,10 +59,11 @@ def of(
       task: one of `signature.TASKS`; None: that of the model's head.
       pooling: of the task "embedding": the mean over a text's tokens, or its first or last one.
       top: of the task "masked_lm": how many tokens for each mask.
+      attention: of int8, whether its products are int8, too; those of an export are not.
 
     Raises:
-      UserError: no such precision, task or pooling; or a model without tokenizer, whose head has not been trained, or
-        whose int8 weights are asked for as float.
+      UserError: no such precision, task or pooling; attention in int8 of a float model; or a model without tokenizer,
+        whose head has not been trained, or whose int8 weights are asked for as float.
     """
     own = bundle.card.weights
     precision = precision or own
@@ -69,6 +71,8 @@ def of(
         raise UserError(f"precision={precision!r}: must be float32, bfloat16 or int8")
     if own == "int8" and precision != "int8":
         raise UserError(f"the folder holds int8 weights, which load as int8, not as {precision}")
+    if attention == "int8" and precision != "int8":
+        raise UserError(f"infer.attention='int8': is for an int8 model, not for {precision}")
     if bundle.tokenizer is None:
         raise UserError("the folder has no tokenizer, which texts need; put its files beside the weights")
     if pooling not in ("mean", "cls", "last"):
@@ -92,7 +96,7 @@ def of(
         return partial(_classify, model)
 
     params = unstack(convert(bundle, precision))
-    return Program(forward("auto"), params, signature, bundle.tokenizer, precision, portable=forward("xla"))
+    return Program(forward(attention), params, signature, bundle.tokenizer, precision, portable=forward("xla"))
 
 
 def convert(bundle: Bundle, precision: Precision) -> Any:

@@ -181,7 +181,8 @@ class _Tuning:
         """
         # Every process does the same on its own; only the files are the first one's.
         bundle = dataclasses.replace(bundle, params=sharding.on_this_process(bundle.params))
-        predictor, summary = infer.from_bundle(bundle, "float32", self.config.infer), {}
+        plain = dataclasses.replace(self.config.infer, attention="auto")
+        predictor, summary = infer.from_bundle(bundle, "float32", plain), {}
         processes.on_first(lambda: _write_lines(folder / "predictions.jsonl", lines))
         profile = self._profile(predictor)
         if profile is not None:

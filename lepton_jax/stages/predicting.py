@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lepton_jax import infer, workdir
-from lepton_jax.config import ApplyConfig, InferConfig, PredictConfig, to_dict
+from lepton_jax.config import ApplyConfig, PredictConfig, to_dict
 from lepton_jax.core.errors import UserError
 from lepton_jax.disk import failed_write
 from lepton_jax.infer import readings
@@ -55,7 +55,7 @@ def predict(config: PredictConfig, folder: Path) -> Summary:
     predictor = infer.load(
         folder,
         settings.precision or None,
-        InferConfig(settings.lengths, settings.batch_sizes, settings.devices),
+        settings,
         task=settings.task or None,
         pooling=settings.pooling,
         top=settings.top,

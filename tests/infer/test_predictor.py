@@ -168,6 +168,22 @@ def test_int8_on_load_equals_int8_written(make_bundle, make_predictor, tmp_path)
             infer.load(tmp_path / "int8", precision)
 
 
+def test_attention_of_an_int8_model_can_be_int8_too(make_bundle, make_predictor, tmp_path):
+    wanted = dataclasses.replace(SMALL, attention="int8")
+    texts, floats, predictor = make_texts(), make_predictor("int8"), infer.from_bundle(make_bundle(), "int8", wanted)
+    lowered = predictor.forward.lower(predictor.params, *predictor.pad(Rows([np.arange(5, 9)]))).as_text()
+    products = [line for line in lowered.splitlines() if "dot_general" in line]
+    assert products and not [line for line in products if "xf32>, tensor" in line]
+    difference = np.abs(predictor.scores(texts) - floats.scores(texts)).max()
+    assert 1e-5 < difference < 0.05
+    for precision in ("float32", "bfloat16"):
+        with pytest.raises(UserError, match=rf"infer.attention='int8': is for an int8 model, not for {precision}"):
+            infer.from_bundle(make_bundle(), precision, wanted)
+    floats.export(tmp_path / "export", ("cpu",))
+    with pytest.raises(UserError, match=r"was exported with infer.attention='auto', and is nothing else"):
+        infer.load(tmp_path / "export", config=wanted)
+
+
 def test_a_precision_that_does_not_exist_is_refused(make_bundle):
     with pytest.raises(UserError, match="precision='int4': must be float32, bfloat16 or int8"):
         infer.from_bundle(make_bundle(), "int4")

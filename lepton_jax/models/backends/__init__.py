@@ -15,13 +15,13 @@ from jax.sharding import Mesh, PartitionSpec
 
 from lepton_jax.core.errors import UserError
 from lepton_jax.core.sharding import ROW_AXES
-from lepton_jax.models.backends import banded, cudnn, splash, triton, xla
+from lepton_jax.models.backends import banded, cudnn, int8, splash, triton, xla
 from lepton_jax.models.backends.case import Case, Inputs
 
 BACKENDS: dict[str, ModuleType] = {
-    "xla": xla, "banded": banded, "cudnn": cudnn, "triton": triton, "splash": splash
+    "xla": xla, "banded": banded, "cudnn": cudnn, "triton": triton, "splash": splash, "int8": int8
 }  # fmt: skip
-_PER_DEVICE = ("triton", "splash")  # kernels, which XLA cannot split
+_PER_DEVICE = ("triton", "splash", "int8")  # what XLA cannot split: kernels, and loops over rows
 _LONG = 1024  # positions above which a mask [B, 1, T, T] takes too much memory
 
 
