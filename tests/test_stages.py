@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lepton_jax import hub, infer, plan, stages
-from lepton_jax.config import default_config, resolve
+from lepton_jax.config import InferConfig, default_config, resolve
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.core.weights import Int8
@@ -74,11 +74,15 @@ def test_a_quickstart_leaves_all_its_files(quickstart):
         "tokenizer",
     }
     assert {path.name for path in (quickstart / "pretrain").iterdir()} == common
-    assert {path.name for path in (quickstart / "from_scratch").iterdir()} == {*common, "predictions.jsonl"}
+    assert {path.name for path in (quickstart / "from_scratch").iterdir()} == {
+        *common, "predictions.jsonl", "reference.json"
+    }  # fmt: skip
     fine = quickstart / "finetune"
-    assert {path.name for path in fine.iterdir()} == {*common, "predictions.jsonl", "examples.jsonl", "int8"}
+    assert {path.name for path in fine.iterdir()} == {
+        *common, "predictions.jsonl", "reference.json", "examples.jsonl", "int8"
+    }  # fmt: skip
     assert {path.name for path in (fine / "int8").iterdir()} == {
-        "model.json", "tokenizer", "params", "predictions.jsonl"
+        "model.json", "tokenizer", "params", "predictions.jsonl", "reference.json"
     }  # fmt: skip
     for part in ("pretrain", "finetune", "from_scratch"):
         events = list((quickstart / part / "tensorboard").glob("events.out.tfevents.*"))
@@ -86,6 +90,19 @@ def test_a_quickstart_leaves_all_its_files(quickstart):
         assert f"<h2>{part}</h2>" in (quickstart / "report.html").read_text()
     assert [line["text"] for line in lines(fine / "examples.jsonl")] == ["bright sweet", "sour bleak"]
     assert {line["prediction"] for line in lines(fine / "examples.jsonl")} <= {"bad", "good"}
+
+
+def test_a_model_has_a_reference_of_its_validation_texts(quickstart):
+    """Which its predictor chooses lengths by, and compares other texts with."""
+    for folder, precision in ((quickstart / "finetune", "float32"), (quickstart / "finetune" / "int8", "int8")):
+        predictor = infer.load(folder, precision, InferConfig(devices=1), compiled=False)
+        assert predictor.profile is not None and predictor.profile.count == 36  # 240 * 0.15
+        assert predictor.buckets.lengths[-1] == 16
+        texts = [line["text"] for line in lines(quickstart / "finetune" / "predictions.jsonl")]
+        near, far = infer.drift(predictor.profile, texts), infer.drift(predictor.profile, ["a"] * 40)
+        assert near["length"]["p_value"] > 1e-3 > far["length"]["p_value"]
+        assert near["embedding"]["distance"] < far["embedding"]["distance"]
+    assert infer.load(quickstart / "finetune", task="embedding", compiled=False).profile is None
 
 
 def test_the_summary_holds_the_figures(quickstart):

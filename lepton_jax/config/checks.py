@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from lepton_jax.config.sections import (
@@ -11,12 +12,16 @@ from lepton_jax.config.sections import (
     METRICS,
     OWN_MODEL_FIELDS,
     RAMP_PARTS,
+    ApplyConfig,
     Config,
+    InferConfig,
     ModelConfig,
     QuickstartConfig,
 )
 from lepton_jax.core import rules
 from lepton_jax.core.errors import UserError
+
+APPLICABLE = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")  # the forms of files that a model is applied to
 
 
 def check_together(config: Config, where: str) -> None:
@@ -101,9 +106,7 @@ def check_together(config: Config, where: str) -> None:
         others = [name for name in METRICS if name not in LANGUAGE_MODELS]
         require(task.name in others, "task.name", task.name,
                 f"the stage 'finetune' trains one of {', '.join(map(repr, others))}")  # fmt: skip
-    require(bool(config.infer.lengths) and list(config.infer.lengths) == sorted(set(config.infer.lengths))
-            and config.infer.lengths[0] > 3, "infer.lengths", config.infer.lengths,
-            "must be increasing lengths, each above 3")  # fmt: skip
+    check_buckets(config.infer, f"{where}.infer")
     require(config.infer.attention == "auto" or config.compress.method == "int8", "infer.attention",
             config.infer.attention, "is for compress.method='int8'")  # fmt: skip
     for name, default in (("inputs", "dynamic"), ("smooth", 0.0), ("max_drop", 1.0)):
@@ -119,6 +122,33 @@ def check_together(config: Config, where: str) -> None:
     for rule in optim.unfreeze:
         _, step = rules.parse(rule, int, f"{where}.optim.unfreeze")
         require(0 < step < train.steps, "optim.unfreeze", rule, f"its step must be from 1 to {train.steps - 1}")
+
+
+def check_buckets(infer: InferConfig, where: str) -> None:
+    """Raises for buckets that are none."""
+    for name, least in (("lengths", 4), ("batch_sizes", 1)):
+        values = getattr(infer, name)
+        if list(values) != sorted(set(values)) or min(values, default=least) < least:
+            raise UserError(f"{where}.{name}={values!r}: must be increasing numbers, each at least {least}")
+    if not infer.batch_sizes:
+        raise UserError(f"{where}.batch_sizes=(): must have a number of rows, such as 64")
+
+
+def check_application(infer: ApplyConfig) -> None:
+    """Raises where there is nothing to apply a model to, or no place for what comes out."""
+    if not infer.input and not infer.texts:
+        raise UserError("config.infer.input='': name a file with texts, such as texts.txt, or set config.infer.texts")
+    if infer.input and not infer.output:
+        raise UserError("config.infer.output='': name the file that gets the predictions, such as predictions.jsonl")
+    if infer.output and not infer.input:
+        raise UserError(
+            f"config.infer.output={infer.output!r}: is for config.infer.input; config.infer.texts are shown"
+        )
+    kind = Path(infer.input).suffix
+    if infer.input not in ("", "-") and kind not in APPLICABLE:
+        raise UserError(f"config.infer.input={infer.input!r}: must end in {', '.join(APPLICABLE)}, or be '-'")
+    if infer.pair and kind in ("", ".txt"):
+        raise UserError(f"config.infer.pair={infer.pair!r}: lines of text have no second ones; take .jsonl or .csv")
 
 
 def check_chain(config: QuickstartConfig) -> None:

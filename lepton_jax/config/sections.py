@@ -205,8 +205,13 @@ class CompressConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InferConfig:
-    lengths: tuple[int, ...] = (16, 32, 64, 128)  # buckets; those beyond the model's length are left out
-    batch_size: int = number(64, 1)
+    """Each length with each batch size is a program, which is compiled once."""
+
+    # Tokens that rows are padded to; those beyond the model's length, which comes last, are left out. Empty: chosen by
+    # the lengths of the model's validation texts, else 16, 32, 64, ...
+    lengths: tuple[int, ...] = ()
+    batch_sizes: tuple[int, ...] = (1, 8, 64)  # rows that batches are padded to
+    devices: int = number(0, 0)  # of this process, each of which computes its share of a batch; 0: all
     attention: Literal["auto", "int8"] = "auto"  # of an int8 model: its attention in floats, or in int8 as well
     texts: tuple[str, ...] = ()  # sentences that a run predicts at its end, for a person to look at
 
@@ -263,6 +268,29 @@ class CompareConfig:
     b: str = ""  # another one
 
 
+@dataclasses.dataclass(frozen=True)
+class ApplyConfig(InferConfig):
+    """What a trained model is applied to, and how."""
+
+    input: str = ""  # a file of texts: .txt (one a line), .jsonl, .csv, .tsv or .parquet; "-": lines of standard input
+    output: str = ""  # gets a line of JSON for each of them, in their order
+    text: str = "text"  # the column with the text
+    pair: str = ""  # the column with a second text; empty: single texts
+    precision: Literal["", "float32", "bfloat16", "int8"] = ""  # empty: that of the weights
+    task: str = ""  # "embedding" takes the hidden states of any model; empty: what the model's head is for
+    pooling: Literal["mean", "cls", "last"] = "mean"  # of embeddings
+    top: int = number(5, 1)  # tokens for each mask
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """A trained model, that of the work directory, applied to texts."""
+
+    stage: Literal["predict"] = "predict"
+    infer: ApplyConfig = ApplyConfig()
+    cache: str = ""  # see DataConfig
+
+
 RAMP_PARTS = 4  # the smallest batch of a ramp is one of so many parts, see `train.ramp`
 
 # The tasks of the stage "pretrain", which need no labels; each trains the model's head of its name.
@@ -299,4 +327,5 @@ STAGES: dict[str, type] = {
     "quickstart": QuickstartConfig,
     "convert": ConvertConfig,
     "compare": CompareConfig,
+    "predict": PredictConfig,
 }

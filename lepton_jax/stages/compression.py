@@ -15,7 +15,8 @@ from lepton_jax.compress import calibrate, quantize_int8, see_inputs
 from lepton_jax.config import QUALITY, CompressConfig, Config
 from lepton_jax.core import trees
 from lepton_jax.data.sources import Examples
-from lepton_jax.infer.predictor import Predictor, speedup
+from lepton_jax.infer import Predictor
+from lepton_jax.infer.predictor import speedup
 from lepton_jax.stages.assessment import Judge, Line, Outputs, Part
 
 _ROWS = 64  # of a batch in which inputs are observed
@@ -42,7 +43,7 @@ def compress(
     int8, found, limit = quantised(bundle, config.compress, train), {}, config.compress.max_drop
     if limit < 1:
         name, judge, examples = QUALITY[config.task.name], Judge(int8.card), validation.examples
-        own = Predictor(int8, "int8", config.infer).outputs(examples.texts, examples.pairs)
+        own = infer.from_bundle(int8, "int8", config.infer).outputs(examples.texts, examples.pairs)
         drop = judge.measure(validation, outputs())[name] - judge.measure(validation, own)[name]
         found = {"refused": not drop <= limit, "validation_drop": drop}
         if found["refused"]:
@@ -52,7 +53,7 @@ def compress(
     # A run that was killed just after this does not write it again.
     if not processes.on_first((folder / "params").exists):
         hub.write(folder, int8)
-    return infer.load(folder, "int8", config.infer), found
+    return infer.load(folder, "int8", config.infer, compiled=False), found
 
 
 def quantised(bundle: hub.Bundle, config: CompressConfig, examples: Examples) -> hub.Bundle:
@@ -97,9 +98,11 @@ def _rows(bundle: hub.Bundle, examples: Examples, count: int) -> Iterator[dict[s
             yield batch
 
 
-def compare(predictor: Predictor, int8: Predictor, part: Part, lines: list[Line]) -> tuple[dict[str, Any], list[Line]]:
+def compare(
+    predictor: Predictor, int8: Predictor, judge: Judge, part: Part, lines: list[Line]
+) -> tuple[dict[str, Any], list[Line]]:
     """Returns the figures of an int8 predictor beside its float original, and its own lines of predictions."""
-    examples, judge = part.examples, Judge(int8.card)
+    examples = part.examples
     outputs = int8.outputs(examples.texts, examples.pairs)
     figures, own = judge.measure(part, outputs), judge.predictions(part, outputs)
     if judge.kind != "numbers":

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lepton_jax import hub, plan, processes, workdir
+from lepton_jax import hub, infer, plan, processes, workdir
 from lepton_jax.config import LOWER_IS_BETTER, METRICS, Config
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
@@ -26,13 +26,14 @@ from lepton_jax.data.spans import bio_labels
 from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.evaluate import intervals, lines
 from lepton_jax.infer import readings
-from lepton_jax.infer.predictor import Predictor
 from lepton_jax.stages.assessment import KINDS, Judge, Line, Part, encode, measure_baseline, temperature
 from lepton_jax.stages.completion import Summary, complete
 from lepton_jax.stages.compression import compare, compress
 from lepton_jax.stages.training import Trainer
 from lepton_jax.tasks import standard
 from lepton_jax.train.logging import read_metrics
+
+_PROFILED = 1000  # validation texts that the reference profile is of, at most
 
 
 def finetune(config: Config, folder: Path, mesh: Mesh) -> tuple[Summary, dict[str, Path]]:
@@ -129,6 +130,13 @@ class _Tuning:
             summary["finetune.out_of_domain"] = abroad
         return summary | self._finish(folder, bundle, judge.predictions(part, found), outputs)
 
+    def _profile(self, predictor: infer.Predictor) -> infer.Profile | None:
+        """Returns what validation texts look like to the model, or those that it is evaluated on where there are none;
+        of many, some from all over them."""
+        examples = self.parts["validation" if "validation" in self.parts else self.held_out].examples
+        some = examples.take(np.unique(np.linspace(0, len(examples) - 1, _PROFILED).astype(int)).tolist())
+        return infer.measure(predictor, some.texts, some.pairs) if len(some) else None
+
     def _calibrated(self, bundle: hub.Bundle) -> tuple[hub.Bundle, Callable[[str], list[np.ndarray]]]:
         """Returns the bundle with the temperature of its scores, and part -> outputs, computed once."""
         params = bundle.params
@@ -173,16 +181,22 @@ class _Tuning:
         """
         # Every process does the same on its own; only the files are the first one's.
         bundle = dataclasses.replace(bundle, params=sharding.on_this_process(bundle.params))
-        predictor, summary = Predictor(bundle, "float32", self.config.infer), {}
+        predictor, summary = infer.from_bundle(bundle, "float32", self.config.infer), {}
         processes.on_first(lambda: _write_lines(folder / "predictions.jsonl", lines))
+        profile = self._profile(predictor)
+        if profile is not None:
+            processes.on_first(lambda: profile.save(folder))
         if self.config.compress.method == "int8":
             validation = self.parts["validation"]
             float_outputs = functools.partial(outputs, "validation")
             int8, gate = compress(self.config, folder / "int8", bundle, self.data.train, validation, float_outputs)
             summary = _named("int8", gate)
             if int8 is not None:
-                figures, quantised = compare(predictor, int8, self.parts[self.held_out], lines)
+                judge = Judge(bundle.card)
+                figures, quantised = compare(predictor, int8, judge, self.parts[self.held_out], lines)
                 processes.on_first(lambda: _write_lines(folder / "int8" / "predictions.jsonl", quantised))
+                if profile is not None:
+                    processes.on_first(lambda: profile.save(folder / "int8"))
                 summary, predictor = summary | _named("int8", figures), int8
         if texts := self.config.infer.texts:
             shown: list[Line] = []
