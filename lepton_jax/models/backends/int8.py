@@ -10,7 +10,7 @@ its weights, and there as a logarithm into the logits, so that the weights of ea
 
 Softmax is in float32. On CPUs rows are computed one by one, so that what is written between the products stays in the
 cache: XLA computes attention in float32 as one program that never writes its logits, but takes no int32 into it. That
-is why it pays little: by itself, on two cores with JAX 0.12 and 128 tokens, it is 1.1 to 1.9 times as fast as float32
+is why it pays little: by itself, on two cores with JAX 0.12 and 128 tokens, it is 1.1 to 1.6 times as fast as float32
 in a batch with heads of 64, and 0.8 times with heads of 32 (`experiments/benchmarks/int8_products.py`).
 """
 
