@@ -20,8 +20,8 @@ class FakeInt8(Weight):
     Its results are those of `quantize(original * smooth, axis)` with the same `step` and `smooth`: a product is one of
     whole numbers up to 127, here in float, which is exact up to sums of 2^24. Gradients go straight through the
     rounding, as if it were not there, at the point that was rounded to (Bengio et al. 2013, arXiv:1308.3432; Jacob et
-    al. 2017, arXiv:1712.05877, section 3), and are 0 for inputs that a `step` clips (PACT: Choi et al. 2018,
-    arXiv:1805.06085, equation 3). Scales, `step` and `smooth` are constants to them.
+    al. 2017, arXiv:1712.05877, section 3), and are 0 for inputs that a `step` clips (as in LSQ: Esser et al. 2019,
+    arXiv:1902.08153). Scales, `step` and `smooth` are constants to them.
     """
 
     original: Float[Array, "... K N"]
