@@ -7,8 +7,8 @@ trainings go on, equally long and on the same batches: one as before ("trained o
 as int8 rounds them ("aware"; `compress.aware`). So what more training does by itself can be told apart.
 
 How to read it: `quality` is the task's metric on the test texts (`config.QUALITY`), the mean over runs in points, with
-that of each run behind it, `difference` is to the float32 model of the run itself, and `same` how many of the
-predictions are that model's. Rows of int8 have one scale an output channel for weights, and for inputs one a token
+that of each run behind it, `difference` is to the float32 model of the run itself, `same` how many of the predictions
+are that model's, and `loss` the mean over the test texts, which tells forms apart that are equally good. Rows of int8 have one scale an output channel for weights, and for inputs one a token
 ("dynamic") or one step a layer ("static", chosen by `--inputs`).
 """
 
@@ -38,26 +38,26 @@ INPUTS = flags.DEFINE_enum("inputs", "mse", ["absmax", "percentile", "mse"], "Ho
 SMOOTH = flags.DEFINE_float("smooth", 0.0, "SmoothQuant's alpha.", 0, 1)
 
 
-def after_training(run: Path, folder: Path) -> dict[str, tuple[float, list]]:
-    """Returns form -> (quality, predictions) of a finished run as it is."""
+def after_training(run: Path, folder: Path) -> dict[str, tuple[float, float, list]]:
+    """Returns form -> (quality, loss, predictions) of a finished run as it is, and of what is trained on from it."""
     config: Config = build(Config, read_json(run / "config.json")["config"], "config")
     bundle, data = hub.load(run), splits.load_splits(config.data, KINDS[config.task.name])
     assert bundle.tokenizer is not None
     part = encode(data.test if len(data.test) else data.validation, bundle.tokenizer, bundle.card)
-    judge, found = Judge(bundle.card), {}
+    judge, metric, found = Judge(bundle.card), QUALITY[config.task.name], {}
     static = static_form(aware=False)
     for name, form in (("float32", None), ("int8, dynamic", CompressConfig(method="int8")), ("int8, static", static)):
         model = bundle if form is None else quantised(bundle, form, data.train)
         predictor = Predictor(model, "float32" if form is None else "int8", config.infer)
         outputs = predictor.outputs(part.examples.texts, part.examples.pairs)
-        quality = judge.measure(part, outputs)[QUALITY[config.task.name]]
-        found[name] = quality, [line["prediction"] for line in judge.predictions(part, outputs)]
+        figures, lines = judge.measure(part, outputs), judge.predictions(part, outputs)
+        found[name] = figures[metric], figures["loss"], [line["prediction"] for line in lines]
     for name, aware in (("trained on", False), ("aware", True)):
         where = folder / name.replace(" ", "_")
         summary = stages.run(further(config, run, aware), where)
         for form, part_of, lines in (("float32", "finetune", where), ("int8, static", "int8", where / "int8")):
             predictions = [line["prediction"] for line in read_jsonl(lines / "predictions.jsonl")]
-            found[f"{name}, {form}"] = summary[f"{part_of}.{QUALITY[config.task.name]}"], predictions
+            found[f"{name}, {form}"] = summary[f"{part_of}.{metric}"], summary[f"{part_of}.loss"], predictions
     return found
 
 
@@ -85,13 +85,13 @@ def further(config: Config, run: Path, aware: bool) -> Config:
 def main(argv: list[str]) -> None:
     del argv
     runs = [after_training(Path(run), Path(WORKDIR.value) / str(index)) for index, run in enumerate(RUNS.value)]
-    print("| model | quality | of each run | difference | same |\n|---|---|---|---|---|")
+    print("| model | quality | of each run | difference | same | loss |\n|---|---|---|---|---|---|")
     for name in runs[0]:
         values = [100 * run[name][0] for run in runs]
         difference = np.mean(values) - np.mean([100 * run["float32"][0] for run in runs])
-        same = np.mean([a == b for run in runs for a, b in zip(run[name][1], run["float32"][1], strict=True)])
+        same = np.mean([a == b for run in runs for a, b in zip(run[name][2], run["float32"][2], strict=True)])
         print(f"| {name} | {np.mean(values):.1f} | {', '.join(f'{value:.1f}' for value in values)} "
-              f"| {difference:+.1f} | {same:.1%} |")  # fmt: skip
+              f"| {difference:+.1f} | {same:.1%} | {np.mean([run[name][1] for run in runs]):.3f} |")  # fmt: skip
 
 
 if __name__ == "__main__":
