@@ -316,6 +316,15 @@ CHECKS = {
     "a gate without int8": (
         "finetune", {"compress__max_drop": 0.01}, {"compress__method": "int8"},
         "config.compress.max_drop=0.01: is for compress.method='int8'"),
+    "aware of int8 without int8": (
+        "finetune", {"compress__aware": True}, {"compress__method": "int8"},
+        "config.compress.aware=True: is for compress.method='int8'"),
+    "aware of steps that nothing was observed for": (
+        "finetune", {"compress__aware": True, "compress__method": "int8", "compress__inputs": "mse"},
+        {"model__init": "runs/a"}, "config.compress.aware=True: needs a model.init to observe inputs in, or"),
+    "aware of smoothing that nothing was observed for": (
+        "finetune", {"compress__aware": True, "compress__method": "int8", "compress__smooth": 0.5},
+        {"compress__smooth": 0.0}, "config.compress.aware=True: needs a model.init to observe inputs in, or"),
     "stages of a chain": (
         "quickstart", {"pretrain__stage": "finetune", "pretrain__task__name": "classification"},
         {"pretrain__stage": "pretrain", "pretrain__task__name": "masked_lm"},
@@ -340,6 +349,15 @@ def test_fields_that_do_not_fit_together(name):
     stage, wrong, mended, message = CHECKS[name]
     assert refusal(stage, **wrong).startswith(message)
     resolve(recipe(stage, **{**wrong, **mended}))
+
+
+def test_a_chain_may_be_aware_of_steps_for_it_fine_tunes_what_it_pretrained():
+    form = {
+        "finetune__compress__method": "int8",
+        "finetune__compress__inputs": "mse",
+        "finetune__compress__aware": True,
+    }
+    assert resolve(recipe("quickstart", **form)).finetune.compress.aware
 
 
 def test_a_chain_shares_its_architecture_and_nothing_else():

@@ -109,10 +109,15 @@ def check_together(config: Config, where: str) -> None:
     check_buckets(config.infer, f"{where}.infer")
     require(config.infer.attention == "auto" or config.compress.method == "int8", "infer.attention",
             config.infer.attention, "is for compress.method='int8'")  # fmt: skip
-    for name, default in (("inputs", "dynamic"), ("smooth", 0.0), ("max_drop", 1.0)):
+    for name, default in (("inputs", "dynamic"), ("smooth", 0.0), ("aware", False), ("max_drop", 1.0)):
         value = getattr(config.compress, name)
         require(value == default or config.compress.method == "int8", f"compress.{name}", value,
                 "is for compress.method='int8'")  # fmt: skip
+    compress = config.compress
+    plain = compress.inputs == "dynamic" and not compress.smooth
+    chained = where != "config"  # a quickstart fine-tunes what it has pretrained
+    require(not compress.aware or plain or bool(model.init) or chained, "compress.aware", compress.aware,
+            "needs a model.init to observe inputs in, or compress.inputs='dynamic' and no compress.smooth")  # fmt: skip
     for field in ("optim.no_decay", "optim.frozen", "compress.keep_float"):
         section, name = field.split(".")
         for pattern in getattr(getattr(config, section), name):

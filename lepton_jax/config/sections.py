@@ -199,6 +199,9 @@ class CompressConfig:
     # SmoothQuant's alpha: how far outliers of channels go from inputs into weights; 0: not at all.
     smooth: float = number(0.0, 0, 1, "high")
     texts: int = number(256, 1)  # of the training data, that inputs are observed on
+    # Quantisation-aware: train with weights and inputs rounded as they will be in int8. A bound of inputs is then seen,
+    # and they are smoothed, before training, as `model.init` has them.
+    aware: bool = False
     # What int8 may lose of QUALITY on validation: if it is more, no int8 model is written. 1: it is not looked at.
     max_drop: float = number(1.0, 0, 1)
 
