@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from lepton_jax import __version__, hub, workdir
 from lepton_jax.compress import quantize_int8
@@ -33,7 +32,8 @@ def export(bundle: hub.Bundle, path: str | Path, precision: Literal["float32", "
       bundle: a model with float weights, or with int8 ones, which stay as they are calibrated.
       path: of the file, which is replaced if it is there; it appears complete or not at all.
       precision: of weights. int8: kernels and embedding tables are int8, and inputs of linear layers are rounded as
-        `core.weights.Int8` does, so that each product is a MatMulInteger.
+        `core.weights.Int8` does, so that each product is a MatMulInteger. On x86 processors without VNNI, as before
+        2019, ONNX Runtime computes these exactly only with its session option "session.x64quantprecision" set to "1".
 
     Raises:
       UserError: no such precision, int8 weights asked for as float, the library `onnx` is missing, ONNX or one file

@@ -38,6 +38,7 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, np.ndarray] = {}
         self._known: dict[tuple[Any, ...], Any] = {}
+        self._makers: dict[str, onnx.NodeProto] = {}
         self._input = inputs[0]  # where sizes are read
 
     def add(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
@@ -48,7 +49,13 @@ class Graph:
             names = [first] if outputs == 1 else [f"{first}_{number}" for number in range(outputs)]
             self.nodes.append(helper.make_node(op, inputs, names, name=first, **attributes))
             self._known[key] = names[0] if outputs == 1 else names
+            self._makers[first] = self.nodes[-1]
         return self._known[key]
+
+    def made_by(self, op: str, name: str) -> str | None:
+        """Returns the first input of the node whose output has a name, None where that is no `op`."""
+        maker = self._makers.get(name)
+        return maker.input[0] if maker is not None and maker.op_type == op else None
 
     def constant(self, value: Any, dtype: Any = None) -> str:
         """Returns the name of an array that is known beforehand."""

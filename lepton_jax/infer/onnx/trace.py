@@ -16,7 +16,7 @@ from lepton_jax.core import trees
 from lepton_jax.infer.onnx import rules
 from lepton_jax.infer.onnx.graph import SYMBOLS, Graph, Value, dtype, unsupported
 
-OPSET, IR_VERSION = 18, 8  # of operators and of the file; ONNX Runtime reads them since 1.14, of 2023
+OPSET, IR_VERSION = 20, 9  # of operators and of the file; ONNX Runtime reads them since 1.17, of 2024
 
 
 def trace(
@@ -33,13 +33,13 @@ def trace(
     Raises:
       UserError: the function must know batch or length, or does what has no rule in `rules`.
     """
-    shape = export.symbolic_shape(", ".join(SYMBOLS))
+    shape = tuple(export.symbolic_shape(", ".join(SYMBOLS)))
     spec = jax.ShapeDtypeStruct(shape, jnp.int32)
     try:
         with jax.disable_jit():  # loops over layers are unrolled by that
             closed, shapes = jax.make_jaxpr(function, return_shape=True)(params, *[spec] * len(inputs))
     except (jax.errors.JAXTypeError, jax.errors.InconclusiveDimensionOperation) as error:
-        raise unsupported(f"to know the length of rows beforehand ({str(error).partition(chr(10))[0]})") from None
+        raise unsupported(f"to know the length of rows beforehand ({str(error).splitlines()[0]})") from None
     graph = Graph(inputs)
     leaves = {trees.path_str(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     graph.constants |= leaves
