@@ -12,8 +12,8 @@ from jax.extend import core
 from lepton_jax.infer.onnx import functions
 from lepton_jax.infer.onnx.graph import Graph, Shape, Value, dtype, unsupported
 
-# A rule takes the graph, the parameters of the equation, shape and dtype of its first output, and its inputs; it returns
-# the name of the output, those of several as a list, or a Value.
+# A rule takes the graph, the parameters of the equation, the shape and dtype of its first output, and its inputs. It
+# returns the name of the output, those of several as a list, or a Value.
 Rule = Callable[..., Any]
 
 
@@ -201,7 +201,7 @@ def _scalar(graph: Graph, size: Any, of: Any) -> str:
     return graph.add("Cast", graph.add("Squeeze", graph.size(size), graph.integers(0)), to=dtype(of))
 
 
-def _gather(graph: Graph, parameters: Any, out: Any, x: Value, indices: Value) -> str:
+def _gather(graph: Graph, parameters: Any, out: Any, x: Value, indices: Value) -> str | Value:
     """Covers whole slices at indices along one axis (`take`, `x[:, 0]`), and those of every row at its own
     (`take_along_axis` along the second axis). Indices outside are an error when the graph runs."""
     numbers, sizes = parameters["dimension_numbers"], parameters["slice_sizes"]
@@ -213,8 +213,9 @@ def _gather(graph: Graph, parameters: Any, out: Any, x: Value, indices: Value) -
         if not numbers.operand_batching_dims:
             offsets = [*range(axis), *range(axis + rank, axis + rank + len(x.shape) - axis - 1)]
             if list(numbers.offset_dims) == offsets:
-                at = graph.add("Squeeze", graph.full(indices), graph.integers(-1))
-                return graph.add("Gather", graph.full(x), at, axis=axis)
+                at = graph.add("Squeeze", graph.thin(indices), graph.integers(-1))
+                thin = frozenset(axis + each for each in indices.thin)  # equal indices, equal slices
+                return Value(out.shape, graph.add("Gather", graph.full(x), at, axis=axis), thin=thin)
         rows = numbers.operand_batching_dims == numbers.start_indices_batching_dims == (0,)
         if rows and axis == 1 and list(numbers.offset_dims) == list(range(rank, len(out.shape))):
             at = graph.add("Cast", graph.full(indices), to=dtype(np.int64))
