@@ -136,6 +136,8 @@ def test_every_int8_layer_is_an_integer_product(exported):
         products = sum(repeats if name.startswith("layers_") else 1 for name in kernels) + (family == "albert")
         assert count["MatMulInteger"] == products and before["MatMulInteger"] == 0
         assert before["MatMul"] - count["MatMul"] == products and count["MatMul"] == 4  # those of attention
+        read = {name for node in model.graph.node for name in node.input} | {each.name for each in model.graph.output}
+        assert read.issuperset(name for node in model.graph.node for name in node.output) and read.issuperset(stored)
         assert max(np.prod(each.dims) for name, each in stored.items() if name not in integers) <= 448  # scales, biases
 
 
