@@ -37,13 +37,14 @@ def choose(case: Case, wanted: str = "auto", where: str = "config") -> str:
     Raises:
       UserError: the wanted backend cannot serve the case.
     """
-    fit = [name for name in _preferred(case) if BACKENDS[name].refuses(case) is None]
-    if wanted == "auto" or (wanted == "banded" and case.window is None):
-        return fit[0]
-    reason = BACKENDS[wanted].refuses(case)
+    preferred = wanted == "auto" or (wanted == "banded" and case.window is None)
+    reason = None if preferred else BACKENDS[wanted].refuses(case)
+    if not preferred and reason is None:
+        return wanted  # without a look at the length, which may be a symbol
+    fit = next(name for name in _preferred(case) if BACKENDS[name].refuses(case) is None)
     if reason is not None:
-        raise UserError(f"{where}.model.attention={wanted!r}: {reason}; choose {fit[0]!r}, or 'auto'")
-    return wanted
+        raise UserError(f"{where}.model.attention={wanted!r}: {reason}; choose {fit!r}, or 'auto'")
+    return fit
 
 
 def _preferred(case: Case) -> list[str]:
