@@ -114,17 +114,23 @@ def _apply(model: Transformer, params: Any, token_ids: jax.Array, mask: jax.Arra
     return model.apply({"params": params}, token_ids, mask, token_type_ids=types, packed=False, **more)
 
 
-def _pooled(out: Any, mask: jax.Array, pooling: Pooling) -> jax.Array:
+def _pooled(hidden: jax.Array, mask: jax.Array, pooling: Pooling) -> jax.Array:
     from lepton_jax.models.heads import pool
 
-    return pool(out["hidden"].astype(jnp.float32), mask, pooling)
+    return pool(hidden.astype(jnp.float32), mask, pooling)
+
+
+def embedding(hidden_NxTxD: jax.Array, mask_NxT: jax.Array, pooling: Pooling) -> jax.Array:
+    """Returns float32 [N, D]: a vector of length 1 for each row, its pooled hidden states."""
+    pooled_NxD = _pooled(hidden_NxTxD, mask_NxT, pooling)
+    return pooled_NxD / jnp.maximum(jnp.linalg.norm(pooled_NxD, axis=-1, keepdims=True), 1e-12)
 
 
 def _classify(
     model: Transformer, params: Any, token_ids: jax.Array, mask: jax.Array, types: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     out = _apply(model, params, token_ids, mask, types)
-    features = out["pooled"].astype(jnp.float32) if "pooled" in out else _pooled(out, mask, "mean")
+    features = out["pooled"].astype(jnp.float32) if "pooled" in out else _pooled(out["hidden"], mask, "mean")
     return out["logits"].astype(jnp.float32), features
 
 
@@ -136,8 +142,7 @@ def _embed(
     mask: jax.Array,
     types: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    vectors = _pooled(_apply(model, params, token_ids, mask, types), mask, pooling)
-    vectors = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    vectors = embedding(_apply(model, params, token_ids, mask, types)["hidden"], mask, pooling)
     return vectors, vectors
 
 
@@ -163,4 +168,4 @@ def _fill(
     logits_NxV = out["logits"][:, 0, : len(candidates)].astype(jnp.float32)  # rows that fill up the table are no tokens
     values, ids = jax.lax.top_k(jnp.where(candidates[None], jax.nn.softmax(logits_NxV), -1), top)
     # Ids are exact in float32: they are below 2^24.
-    return jnp.stack([values, ids.astype(jnp.float32)], axis=-1), _pooled(out, mask, "mean")
+    return jnp.stack([values, ids.astype(jnp.float32)], axis=-1), _pooled(out["hidden"], mask, "mean")

@@ -15,7 +15,7 @@ from lepton_jax import __version__, hub, workdir
 from lepton_jax.compress import quantize_int8
 from lepton_jax.core.errors import UserError
 from lepton_jax.disk import writing
-from lepton_jax.models.heads import pool
+from lepton_jax.infer.programs import embedding
 from lepton_jax.models.transformer import unstack
 
 _LIMIT = 2**31 - 2**20  # bytes of one protocol buffer, less some for all but the parameters
@@ -74,8 +74,8 @@ def outputs(
     """Returns name -> what a model gives for int32 [B, T] tokens, float32.
 
     With a head that scores, `logits`, after the scale and offset of the card, so that their softmax (or sigmoid, or for
-    a regressor they themselves) are the scores of a predictor. Else `hidden` [B, T, D] and `embedding` [B, D], the
-    pooled vector.
+    a regressor they themselves) are the scores of a predictor. Else `hidden` [B, T, D], `embedding` [B, D], a
+    predictor's, and where the model has a pooler `pooled` [B, D].
     """
     card = bundle.card
     # What other devices compute attention by has no form in ONNX.
@@ -84,8 +84,8 @@ def outputs(
     if "logits" in out:
         logits = out["logits"]
         return {"logits": logits if (card.scale, card.offset) == (1, 0) else logits * card.scale + card.offset}
-    pooled = out["pooled"] if "pooled" in out else pool(out["hidden"], attention_mask, card.model.pooling)
-    return {"hidden": out["hidden"], "embedding": pooled}
+    pooled = {"pooled": out["pooled"]} if "pooled" in out else {}
+    return {"hidden": out["hidden"], "embedding": embedding(out["hidden"], attention_mask, "mean")} | pooled
 
 
 def write(
