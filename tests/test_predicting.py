@@ -20,6 +20,8 @@ from lepton_jax.config import InferConfig, resolve
 from lepton_jax.core.errors import UserError
 from lepton_jax.stages import predicting
 
+pytestmark = pytest.mark.once
+
 TEXTS = ["abc de", "gh", "", "abc def gh ij kl mnop abc de", "b", "d\u00e9"]
 PAIRS = ["b", "abc", "x", "", "de", "a b"]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import stats
 
 from lepton_jax.core.errors import UserError
 from lepton_jax.core.fields import build
@@ -105,6 +104,8 @@ def drift(profile: Profile, given: Sequence[str], pairs: Sequence[str] | None = 
     Raises:
       UserError: the profile belongs to no predictor, or there are no texts.
     """
+    from scipy import stats  # here, for to load it takes longer than all else of this package
+
     if profile.predictor is None:
         raise UserError("drift(profile, texts): the profile is of no predictor; take predictor.profile")
     texts.require_sequences(given, pairs)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from lepton_jax.infer.buckets import Buckets, choose, make
 
+pytestmark = pytest.mark.once
+
 
 def padded(seen, lengths) -> int:
     return sum(min(length for length in lengths if length >= min(tokens, lengths[-1])) for tokens in seen)

@@ -12,6 +12,8 @@ from lepton_jax.config import InferConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.infer.profiles import Profile
 
+pytestmark = pytest.mark.once
+
 SMALL = InferConfig((8,), (4,), 1)
 WORDS = ["abc", "de", "gh ij", "b", "kl m", "nop", "a", "fg"]
 
