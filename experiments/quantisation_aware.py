@@ -8,8 +8,9 @@ as int8 rounds them ("aware"; `compress.aware`). So what more training does by i
 
 How to read it: `quality` is the task's metric on the test texts (`config.QUALITY`), the mean over runs in points, with
 that of each run behind it, `difference` is to the float32 model of the run itself, `same` how many of the predictions
-are that model's, and `loss` the mean over the test texts, which tells forms apart that are equally good. Rows of int8 have one scale an output channel for weights, and for inputs one a token
-("dynamic") or one step a layer ("static", chosen by `--inputs`).
+are that model's, and `loss` the mean over the test texts, which tells forms apart that are equally good. Rows of int8
+have one scale an output channel for weights, and for inputs one a token ("dynamic") or one step a layer ("static",
+chosen by `--inputs`).
 """
 
 from __future__ import annotations
