@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lepton_jax.core import trees
+from lepton_jax.core.errors import UserError
 from lepton_jax.core.observation import EDGES, Seen
 from lepton_jax.core.weights import LARGEST
 
@@ -71,10 +72,17 @@ def calibrate(
       bound: how the step of a layer is chosen; None: inputs have no step.
       percentile: of the magnitudes of smoothed inputs, for the bound "percentile".
       smooth: the share of a channel's range that goes from inputs to weights, SmoothQuant's alpha; 0 is no smoothing.
+
+    Raises:
+      UserError: inputs or weights are not finite: no bound could be right.
     """
     found = {}
     for path, each in seen.items():
         kernel = np.asarray(trees.get(params, path), np.float64)  # [..., K, N]
+        for what, array in (("weights", kernel), ("inputs, on the texts that they were observed on,", each.largest)):
+            if not np.isfinite(array).all():
+                raise UserError(f"{path}: its {what} are not all finite, so that they have no int8 form; train again, "
+                                f"or leave the layer in float by compress.keep_float")  # fmt: skip
         largest, counts = np.asarray(each.largest, np.float64), np.asarray(each.counts, np.float64)
         factors = np.ones_like(largest)
         smoothed = smooth > 0 and re.search(_SMOOTHED, path) is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from lepton_jax import hub, infer, processes
 from lepton_jax.compress import Inputs, calibrate, quantize_int8, see_inputs
 from lepton_jax.config import QUALITY, CompressConfig, Config
 from lepton_jax.core import trees
+from lepton_jax.core.errors import UserError
 from lepton_jax.data.sources import Examples
 from lepton_jax.infer import Predictor
 from lepton_jax.infer.predictor import speedup
 from lepton_jax.stages.assessment import Judge, Line, Outputs, Part
 
 _ROWS = 64  # of a batch in which inputs are observed
-_SHORTEST = 4  # tokens of such a row, special ones included
+SHORTEST = 4  # tokens of such a row, special ones included
 
 
 def compress(
@@ -86,18 +87,36 @@ def quantised(
     return dataclasses.replace(bundle, params=params, card=card)
 
 
+def observes(config: CompressConfig) -> bool:
+    """Whether inputs are observed on texts."""
+    return config.inputs != "dynamic" or config.smooth > 0
+
+
+def require_observable(config: CompressConfig, long_enough: Collection[Any]) -> None:
+    """Raises UserError where inputs are to be observed and there is nothing to observe them on.
+
+    Args:
+      config: how a model is quantised.
+      long_enough: what there is.
+    """
+    if observes(config) and not long_enough:
+        raise UserError(f"config.compress.inputs={config.inputs!r}, smooth={config.smooth:g}: no training text has "
+                        f"{SHORTEST} tokens to observe inputs on; take inputs='dynamic' and smooth=0")  # fmt: skip
+
+
 def calibrated(bundle: hub.Bundle, config: CompressConfig, examples: Examples) -> dict[str, Inputs]:
     """Returns path of a kernel -> how its inputs are to be rounded; of the examples, some serve to observe them.
 
     Of what the bundle's weights lacked and what was initialised nothing is known: each token has its scale there.
+
+    Raises:
+      UserError: no text is long enough to observe inputs on, or they are not finite.
     """
-    if config.inputs == "dynamic" and not config.smooth:
+    if not observes(config):
         return {}
     plain = dataclasses.replace(bundle.config, dtype="float32", attention="auto")
     seen = see_inputs(bundle.model.clone(config=plain), bundle.params, _rows(bundle, examples, config.texts))
-    if not seen:
-        logging.warning("compress: no training text has %d tokens to observe inputs on: each token has its scale",
-                        _SHORTEST)  # fmt: skip
+    require_observable(config, seen)
     left_out = (*config.keep_float, *(f"^{name}/" for name in bundle.initialised))
     seen = {path: each for path, each in seen.items() if not trees.matches(left_out, path)}
     bound = None if config.inputs == "dynamic" else config.inputs
@@ -112,7 +131,7 @@ def _rows(bundle: hub.Bundle, examples: Examples, count: int) -> Iterator[dict[s
     some = examples.take(np.unique(np.linspace(0, len(examples) - 1, count).astype(int)).tolist())
     lengths = np.array([len(row) for row in tokenizer.rows(some.texts, some.pairs, card.max_length)])
     lengths = 1 << np.log2(np.maximum(lengths, 1)).astype(int)
-    for length in sorted({*lengths.tolist()} - set(range(_SHORTEST))):
+    for length in sorted({*lengths.tolist()} - set(range(SHORTEST))):
         alike = some.take(np.flatnonzero(lengths == length).tolist())
         rows = tokenizer.rows(alike.texts, alike.pairs, length)
         for start in range(0, len(rows), _ROWS):

@@ -30,7 +30,7 @@ from lepton_jax.evaluate import intervals, lines
 from lepton_jax.infer import readings
 from lepton_jax.stages.assessment import KINDS, Judge, Line, Part, encode, measure_baseline, temperature
 from lepton_jax.stages.completion import Summary, complete
-from lepton_jax.stages.compression import calibrated, compare, compress
+from lepton_jax.stages.compression import SHORTEST, calibrated, compare, compress, require_observable
 from lepton_jax.stages.training import Trainer
 from lepton_jax.tasks import standard
 from lepton_jax.train.logging import read_metrics
@@ -81,6 +81,8 @@ class _Tuning:
             self.parts = {
                 name: encode(examples, tokenizer, card) for name, examples in self._examples().items() if len(examples)
             }
+            lengths = self.parts["train"].rows.lengths
+            require_observable(config.compress, np.flatnonzero(lengths >= SHORTEST).tolist())
         if self.kind == "numbers":
             offset, scale = standard(self.parts["train"].rows.labels)
             card = dataclasses.replace(card, scale=scale, offset=offset)

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lepton_jax import hub, infer
+from lepton_jax import hub, infer, stages
 from lepton_jax.compress import calibrate, quantize_int8, see_inputs
-from lepton_jax.config import CompressConfig, Config, TaskConfig
+from lepton_jax.config import CompressConfig, Config, TaskConfig, resolve
 from lepton_jax.core import trees
 from lepton_jax.core.errors import UserError
 from lepton_jax.core.observation import EDGES, Seen, observe
 from lepton_jax.core.weights import Int8
 from lepton_jax.data.sources import Examples
-from lepton_jax.stages import compression
+from lepton_jax.stages import compression, finetuning
 from lepton_jax.stages.assessment import Judge, encode
 
 POST = {"norm_position": "post", "positions": "learned", "norm_epsilon": 1e-12}
@@ -232,13 +232,36 @@ def test_texts_are_cut_so_that_no_row_is_padded(make_bundle, corpus):
     assert len(ends) == 1, "every row keeps its last special token"
 
 
-def test_texts_too_short_to_observe_leave_the_dynamic_form(make_bundle, caplog):
+@pytest.mark.parametrize("form", [{"inputs": "mse"}, {"smooth": 0.5}])
+def test_texts_too_short_to_observe_are_refused(make_bundle, tiny_config, tmp_path, monkeypatch, form):
+    message = "no training text has 4 tokens to observe inputs on; take inputs='dynamic' and smooth=0"
+    with pytest.raises(UserError, match=message):
+        compression.quantised(
+            make_bundle(**POST), CompressConfig(method="int8", **form), Examples([""] * 5, ["bad"] * 5)
+        )
+    for module in (compression, finetuning):
+        monkeypatch.setattr(module, "SHORTEST", 40)  # more than a row has
+    config = tiny_config("finetune")
+    config.compress.update(form)
+    with pytest.raises(UserError, match=message.replace("4", "40")):
+        stages.run(resolve(config), tmp_path / "run")  # before it trains
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_has_no_bound(make_bundle, corpus, bad):
     bundle = make_bundle(**POST)
-    int8 = compression.quantised(
-        bundle, CompressConfig(method="int8", inputs="mse", smooth=0.5), Examples([""] * 5, ["bad"] * 5)
-    )
-    assert "no training text has 4 tokens" in caplog.text
-    assert jax.tree.structure(int8.params) == jax.tree.structure(quantize_int8(bundle.params))
+    form, examples = CompressConfig(method="int8", inputs="absmax"), examples_of(corpus)
+    wrong = jax.tree.map(lambda leaf: leaf, bundle.params)
+    wrong["layers"]["attention_norm"]["bias"] = wrong["layers"]["attention_norm"]["bias"].at[0, 0].set(bad)
+    with pytest.raises(
+        UserError, match=r"/kernel: its inputs, on the texts .* are not all finite, so that they have no"
+    ):
+        compression.quantised(dataclasses.replace(bundle, params=wrong), form, examples)
+    wrong = jax.tree.map(lambda leaf: leaf, bundle.params)
+    wrong["head"]["output"]["kernel"] = wrong["head"]["output"]["kernel"].at[0, 0].set(bad)
+    with pytest.raises(UserError, match="head/output/kernel: its weights are not all finite"):
+        compression.quantised(dataclasses.replace(bundle, params=wrong), form, examples)
 
 
 def test_a_model_that_loses_too_much_is_not_written(make_bundle, corpus, tmp_path, caplog):
