@@ -3,23 +3,24 @@
     python experiments/benchmarks/predict.py --run=runs/movie_sentiment/seed_0 --peers_python=PYTHON_OF_THE_OTHERS \\
         [--python311=PYTHON_WITH_ANOTHER_JAX] [--engines=ours,openvino] [--threads=2] [--quick]
 
-`--run` is the folder of a finished fine-tuning of a BERT, of one seed. `--peers_python` has torch, transformers 5, onnx,
-onnxscript, onnxruntime, openvino, nncf and absl-py; what it exports of the model, and how, is in `predict_peers.py`. Each
-engine has a process of its own, with as many threads as `--threads` says, and they take turns, measure by measure and
-round by round, so that all have the machine as it is at that time. Cost: about 40 minutes on two cores; a quarter of
-that with `--quick`, whose numbers only say that all of it works.
+`--run` is the folder of a finished fine-tuning of a BERT, of one seed. `--peers_python` has torch, transformers 5,
+onnx, onnxscript, onnxruntime, openvino, nncf and absl-py; what it exports of the model, and how, is in
+`predict_peers.py`. Each engine has a process of its own, with as many threads as `--threads` says, and they take turns,
+measure by measure and round by round, so that all have the machine as it is at that time. Cost: about 40 minutes on two
+cores, and 15 GB of memory; a quarter of the time with `--quick`, whose numbers only say that all of it works.
 
-Files are the run's test texts and news group posts, cut at 512 tokens. Every engine reads them sorted by length, in
-batches of the size that was its fastest of a few ("batch"), and of 32. Before anything is timed, tokens must be those of
-the others, predictions of float engines those of ours in float32, with nearly the same logits, and of int8 nearly all.
+Files are the run's test texts, and posts to news groups cut at 512 tokens. Every engine reads them sorted by length, in
+batches of the size that is its fastest of four ("batch"), and of 32. Before anything is timed, all must read the same
+tokens, and predict what ours does in float32: the float ones nearly the same logits, int8 nearly all the labels.
 
 How to read it: `texts/s` of a file from strings to labels, and in parentheses how many times as many as OpenVINO in
-int8, the median over rounds of what both had in the same round; above 1x, the line is ahead. `model` is the same without
-tokenising, from padded batches to logits, and `tokenising` alone in milliseconds a file. `1 x 128` and `32 x 128` are
-tokens without padding, to logits; `one text` a test text of its own length from string to label, median and 99th
-percentile. `load` is from the libraries imported to the model ready, `first answer` from the start of the process to
-the first label, `memory` the peak of the process once it has read both files. `same` is the share of the test texts
-with the label of ours in float32, `off` the largest difference of a logit, in standard deviations of them.
+int8, the median over rounds of what both had in the same round; above 1x, the line is ahead. `model` is the same
+without tokenising, from padded batches to logits, and `tokenising` alone in milliseconds a file. `1 x 128` and
+`32 x 128` are tokens without padding, to logits; `one text` is a test text of its own length, from string to label;
+median and 99th percentile. `load` is from the libraries imported to the model ready, `first answer` from the start of
+the process to the first label, `memory` the peak of the process once it has read both files in batches of 32. `same` is
+the share of the test texts with the label of ours in float32, `off` the largest difference of a logit, in standard
+deviations of them. `streams` is OpenVINO with a batch a thread at once.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ import time
 
 START = time.perf_counter()  # of the process, before any library is loaded
 
-import hashlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import platform  # noqa: E402
@@ -53,9 +53,8 @@ SMOOTH = flags.DEFINE_float("smooth", 0.5, "compress.smooth, likewise.", 0, 1)
 LENGTHS = flags.DEFINE_list("lengths", [16, 24, 32, 48, 64, 96, 128, 192, 256, 384], "infer.lengths, of ours.")
 THREADS = flags.DEFINE_integer("threads", 2, "Of every engine.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns that each measure has on each side.", lower_bound=1)
-QUICK = flags.DEFINE_bool("quick", False, "2 rounds, 200 test texts, 24 posts, fewer sizes and calls.")
+QUICK = flags.DEFINE_bool("quick", False, "200 test texts, 16 posts, 2 rounds at most, fewer sizes and calls.")
 FOLDER = flags.DEFINE_string("folder", "", "For the processes of this script: models and texts.")
-NAME = flags.DEFINE_string("name", "", "For them: what the script calls this side.")
 LOADING = flags.DEFINE_bool("loading", False, "For them: load, predict one text, and end.")
 OURS = ("ours float32", "ours bfloat16", "ours int8", "ours int8, static")
 MARK, EXACT = "openvino int8", "ours float32"
@@ -95,7 +94,7 @@ def prepare(folder: Path) -> dict[str, Any]:
     chosen = data.test.take(spread(range(len(data.test)), 200 if QUICK.value else len(data.test)))
     posts = sources.load("tfds:newsgroups:test", label=None).texts
     texts = {
-        "files": {TEST: chosen.texts, POSTS: spread(posts, 24 if QUICK.value else 256)},
+        "files": {TEST: chosen.texts, POSTS: spread(posts, 16 if QUICK.value else 256)},
         "labels": [bundle.card.labels.index(label) for label in chosen.labels or ()],
         "calibration": spread(data.train.texts, static.texts),
         "model": {"layers": bundle.config.num_layers, "heads": bundle.config.num_heads,
@@ -161,11 +160,9 @@ def run_side(side: str) -> None:
         peers.answer(found)
         return
     ids = {name: engine.encode(texts) for name, texts in files.items()}
-    found["tokens"] = {name: hashlib.sha256(np.concatenate(rows).astype(np.int32)).hexdigest()
-                       for name, rows in ids.items()}  # fmt: skip
     for name, texts in files.items():
         logits = others.logits(engine, ids[name], SHARED)
-        np.save(folder / f"{NAME.value} {name}.npy", logits)
+        np.savez(folder / f"{side} {name}.npz", logits=logits, tokens=np.concatenate(ids[name]))
         if np.mean(logits.argmax(-1) == engine.predict(texts)) < 0.99:
             raise SystemExit(f"the labels of {name} are not those of the largest logits")
     found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -174,7 +171,7 @@ def run_side(side: str) -> None:
     found["batch"] = {}
     for name, rows in ids.items():
         seconds = {}
-        for size in (8, SHARED) if QUICK.value else (8, 16, SHARED, 64):
+        for size in (16, SHARED) if QUICK.value else (8, 16, SHARED, 64):
             engines.setdefault(size, sized(size))
             made = [batch for _, batch in others.batches(engines[size], rows, size)]
             engines[size].run(made)
@@ -200,7 +197,7 @@ def run_side(side: str) -> None:
         seconds.setdefault(name, []).append([timed(call) for _ in range(calls)] if calls else timed(call))
         peers.wait()
 
-    for _ in range(2 if QUICK.value else ROUNDS.value):
+    for _ in range(min(ROUNDS.value, 2) if QUICK.value else ROUNDS.value):
         for name, texts in files.items():
             best = found["batch"][name]
             made = [batch for _, batch in others.batches(engines[best], ids[name], best)]
@@ -219,7 +216,10 @@ def check(name: str, folder: Path, files: dict[str, list[str]]) -> dict[str, flo
     """Returns `same` and `off` of the test texts, once the logits of a side are found to be those of the same job."""
     found = {}
     for file in files:
-        exact, own = (np.load(folder / f"{side} {file}.npy") for side in (EXACT, name))
+        sides = [np.load(folder / f"{side} {file}.npz") for side in (EXACT, name)]
+        if not np.array_equal(*(side["tokens"] for side in sides)):
+            raise SystemExit(f"{name}, {file}: it reads other tokens than {EXACT}: not the same job")
+        exact, own = (side["logits"] for side in sides)
         same = float(np.mean(exact.argmax(-1) == own.argmax(-1)))
         off = float(np.abs(exact - own).max() / exact.std())
         least, most = (1.0, 1e-3) if "float32" in name else (0.97, 0.3) if "bfloat16" in name else (0.9, np.inf)
@@ -273,7 +273,7 @@ def report(found: dict[str, Any], texts: dict[str, Any], folder: Path) -> None:
     table(("", "1 x 128: median, 99%", "one text: median, 99%", "32 x 128"), lines)
     lines = []
     for name, side in found.items():
-        logits = np.load(folder / f"{name} {TEST}.npy")
+        logits = np.load(folder / f"{name} {TEST}.npz")["logits"]
         quality = np.mean(logits.argmax(-1) == np.array(texts["labels"]))
         load, first = (f"{np.median([each[kind] for each in side['loads']]):.1f} s" for kind in ("load", "first"))
         lines.append([
@@ -311,24 +311,32 @@ def main(argv: list[str]) -> None:
 
 
 def run(script: str, folder: Path) -> None:
-    """Prepares, measures and reports."""
+    """Prepares, and compares ours with the others, and with OpenVINO alone once more where there is another Python."""
     texts = prepare(folder)
     common = [f"--folder={folder}", f"--threads={THREADS.value}", f"--rounds={ROUNDS.value}", f"--quick={QUICK.value}"]
     common.append(f"--lengths={','.join(map(str, LENGTHS.value))}")
-    sides = dict.fromkeys(chosen(OURS), sys.executable)
-    if PEERS.value:
-        print(peers.ask("export", PEERS.value, script, *common))
-        sides |= dict.fromkeys(chosen(others.PEERS), PEERS.value)
-    again = {f"{name}, again": name for name in chosen(OURS)} if PYTHON311.value else {}
-    sides |= dict.fromkeys(again, PYTHON311.value)
+    theirs = chosen(others.PEERS) if PEERS.value else []
+    if theirs:
+        versions = peers.ask("export", PEERS.value, script, *common)
+        print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {THREADS.value} threads")
+    for python in filter(None, (sys.executable, PYTHON311.value)):
+        if python != sys.executable:
+            theirs = [name for name in theirs if name.startswith(MARK)]
+            print(f"\nours with {python}:")
+        sides = dict.fromkeys(chosen(OURS), python) | dict.fromkeys(theirs, PEERS.value)
+        report(compare(sides, script, common, texts, folder), texts, folder)
 
-    loads: dict[str, list[Any]] = {}
+
+def compare(
+    sides: dict[str, str], script: str, common: Sequence[str], texts: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Returns what each side, name -> its Python, measured."""
+    loads: dict[str, list[Any]] = {name: [] for name in sides}
     for _ in range(1 if QUICK.value else LOADS):
         for name, python in sides.items():
-            answer = peers.ask(again.get(name, name), python, script, *common, "--loading")
-            loads.setdefault(name, []).append(answer)
-    working = {name: peers.Peer(again.get(name, name), python, script, *common, f"--name={name}")
-               for name, python in sides.items()}  # fmt: skip
+            loads[name].append(peers.ask(name, python, script, *common, "--loading"))
+    working = {name: peers.Peer(name, python, script, *common) for name, python in sides.items()}
     for side in working.values():
         side.turn()
     found: dict[str, Any] = {name: check(name, folder, texts["files"]) for name in working}
@@ -336,15 +344,8 @@ def run(script: str, folder: Path) -> None:
         for name, side in working.items():
             found[name] |= side.turn() or {}
     for name, each in found.items():
-        if each["tokens"] != found[EXACT]["tokens"]:
-            raise SystemExit(f"{name} reads other tokens than {EXACT}: not the same job")
-        each |= {"loads": loads[name], "size": size_of(again.get(name, name), folder)}
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {THREADS.value} threads")
-    first = {name: each for name, each in found.items() if name not in again}
-    report(first, texts, folder)
-    if again:
-        print(f"\nours with {PYTHON311.value}:")
-        report({name: each for name, each in found.items() if name in again or name in others.PEERS}, texts, folder)
+        each |= {"loads": loads[name], "size": size_of(name, folder)}
+    return found
 
 
 if __name__ == "__main__":
