@@ -48,9 +48,12 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        "onnx": ["onnx>=1.17"],
         "parity": ["torch>=2.6", "transformers>=5"],
         "dev": [
             "hypothesis>=6.100",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",  # runs what is exported
             "pyright>=1.1.390",
             "pytest>=8",
             "pytest-xdist>=3.6",

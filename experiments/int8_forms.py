@@ -19,27 +19,28 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from lepton_jax import hub
-from lepton_jax.config import QUALITY, CompressConfig, Config
+from lepton_jax import hub, infer
+from lepton_jax.config import QUALITY, CompressConfig, DataConfig, InferConfig
 from lepton_jax.core.fields import build
 from lepton_jax.data import splits
-from lepton_jax.infer.predictor import Predictor
 from lepton_jax.stages.assessment import KINDS, Judge, encode
 from lepton_jax.stages.compression import compare, quantised
 from lepton_jax.workdir import read_json
 
 RUN = flags.DEFINE_string("run", None, "The folder of a fine-tuning, of one seed.", required=True)
 SMOOTH = flags.DEFINE_float("smooth", 0.5, "SmoothQuant's alpha, where inputs are smoothed.", 0, 1)
+BUCKETS = InferConfig(lengths=(16, 32, 64, 128))
 
 
 def main(argv: list[str]) -> None:
     del argv
-    config: Config = build(Config, read_json(Path(RUN.value) / "config.json")["config"], "config")
-    bundle, data = hub.load(RUN.value), splits.load_splits(config.data, KINDS[config.task.name])
+    sections, bundle = read_json(Path(RUN.value) / "config.json")["config"], hub.load(RUN.value)
+    task = bundle.card.task.name
+    data = splits.load_splits(build(DataConfig, sections["data"], "config.data"), KINDS[task])
     assert bundle.tokenizer is not None
     part = encode(data.test if len(data.test) else data.validation, bundle.tokenizer, bundle.card)
-    examples, judge, metric = part.examples, Judge(bundle.card), QUALITY[config.task.name]
-    exact = Predictor(bundle, "float32", config.infer)
+    examples, judge, metric = part.examples, Judge(bundle.card), QUALITY[task]
+    exact = infer.from_bundle(bundle, "float32", BUCKETS)
     wanted = exact.outputs(examples.texts, examples.pairs)
     lines = judge.predictions(part, wanted)
     quality = 100 * judge.measure(part, wanted)[metric]
@@ -48,8 +49,8 @@ def main(argv: list[str]) -> None:
     for inputs in ("dynamic", "absmax", "percentile", "mse"):
         for smooth in (0.0, SMOOTH.value):
             form = CompressConfig(method="int8", inputs=inputs, smooth=smooth)
-            int8 = Predictor(quantised(bundle, form, data.train), "int8", config.infer)
-            figures, _ = compare(exact, int8, part, lines)
+            int8 = infer.from_bundle(quantised(bundle, form, data.train), "int8", BUCKETS)
+            figures, _ = compare(exact, int8, judge, part, lines)
             found = int8.outputs(examples.texts, examples.pairs)
             difference = np.concatenate([np.ravel(a - b) for a, b in zip(found, wanted, strict=True)])
             error = np.sqrt(np.mean(difference**2)) / np.std(np.concatenate([np.ravel(each) for each in wanted]))

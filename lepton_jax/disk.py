@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 from lepton_jax.core.errors import UserError
 
@@ -40,3 +42,25 @@ def writing(what: object) -> Iterator[None]:
         yield
     except OSError as error:
         raise failed_write(what, error) from error
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yields a folder to fill, which becomes `folder` when the block ends well: that appears complete or not at all.
+
+    Raises:
+      UserError: there is something at `folder`, or it cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is there already; choose another folder")
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with writing(folder):
+            part.mkdir(parents=True)
+            yield part
+            if folder.exists():
+                folder.rmdir()
+            part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -121,6 +121,10 @@ def _work(config: Any) -> None:
         return
     console = Console()
     console.print(report.summary_table(summary))
+    if config.stage == "predict":
+        if config.infer.output:
+            print(f"predictions in {config.infer.output}")
+        return
     if getattr(config, "dry_run", False):
         return
     examples = report.examples_table(Path(str(WORKDIR.value)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lepton_jax import hub, processes
+from lepton_jax.compress import fake_int8
 from lepton_jax.config import LANGUAGE_MODELS, OWN_MODEL_FIELDS, Config, ModelConfig, QuickstartConfig, TaskConfig, runs
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
@@ -18,6 +20,7 @@ from lepton_jax.data import tokenizers
 from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.models.transformer import Head, Transformer
 from lepton_jax.tasks import Task, make_task
+from lepton_jax.tasks.viewed import Viewed
 from lepton_jax.train import layout
 from lepton_jax.train.forecast import forecast
 
@@ -60,7 +63,10 @@ def assume(config: Config, mesh: Mesh | None = None) -> tuple[Config, Task, Tran
     labels = {"regression": (), "token_classification": ("O", "B-0", "I-0")}.get(config.task.name, ("0", "1"))
     card = make_card(config, head_of(config.task), tokenizer, () if config.task.name in LANGUAGE_MODELS else labels)
     model = Transformer(card.model, card.head, card.num_outputs)
-    return config, make_task(config.task, tokenizer, packed=config.packs, labels=labels), model
+    task = make_task(config.task, tokenizer, packed=config.packs, labels=labels)
+    if config.compress.aware:
+        task = Viewed(task, partial(fake_int8, keep_float=config.compress.keep_float))
+    return config, task, model
 
 
 def head_of(task: TaskConfig) -> Head:

@@ -110,16 +110,16 @@ def write_json(path: Path, value: Any) -> None:
     replace_file(path, text)
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Replaces the contents of `path` by `text` (UTF-8) in one step, on disk when this returns.
+def replace_file(path: Path, contents: str | bytes) -> None:
+    """Replaces the contents of `path` by a text (UTF-8) or bytes in one step, on disk when this returns.
 
     Raises:
       UserError: the file cannot be written.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(part, "wb") as file:
+            file.write(contents.encode() if isinstance(contents, str) else contents)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

@@ -118,7 +118,7 @@ def tiny_config(corpus: Path, cache: str) -> Callable[[str], ConfigDict]:
         "train": {"batch_size": 16, "learning_rate": 3e-3, "log_every": 2},
         "checkpoint": {"every": 100},
         "evaluate": {"every": 100, "batch_size": 16},
-        "infer": {"lengths": (8, 16), "batch_size": 16, "texts": ("bright sweet", "sour bleak")},
+        "infer": {"lengths": (8, 16), "batch_sizes": (1, 16), "devices": 1, "texts": ("bright sweet", "sour bleak")},
     }
 
     def make(stage: str) -> ConfigDict:

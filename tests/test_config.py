@@ -28,8 +28,10 @@ def recipe(base: str = "pretrain", /, **changes):
         config.source = "runs/model"
     if base == "compare":
         config.a = config.b = "runs/model"
+    if base == "predict":
+        config.infer.input, config.infer.output = "texts.txt", "predictions.jsonl"
     chain = (config.get("pretrain"), config.get("finetune"))
-    for run in {"quickstart": chain, "convert": (), "compare": ()}.get(base, [config]):
+    for run in {"quickstart": chain, "convert": (), "compare": (), "predict": ()}.get(base, [config]):
         run.data.train = "text:corpus.txt"
         run.task.name = "classification" if run.stage == "finetune" else "masked_lm"
     tree = config.to_dict()
@@ -56,7 +58,7 @@ def test_defaults_resolve_to_themselves(stage):
     assert isinstance(resolved, STAGES[stage]) and resolved.stage == stage
     for _, run in runs(resolved):
         assert run.model == ModelConfig() and run.optim.no_decay == Config().optim.no_decay
-    chains = {"quickstart": ["config.pretrain", "config.finetune"], "convert": [], "compare": []}
+    chains = {"quickstart": ["config.pretrain", "config.finetune"], "convert": [], "compare": [], "predict": []}
     assert [where for where, _ in runs(resolved)] == chains.get(stage, ["config"])
 
 
@@ -71,7 +73,7 @@ def test_a_recipe_is_locked_and_typed():
     assert resolve(config).train.steps == 7
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("convert", "compare")])
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("convert", "compare", "predict")])
 def test_to_dict_comes_back_from_json(stage):
     changes = {"quickstart": "finetune__optim__frozen"}.get(stage, "optim__frozen")
     resolved = resolve(recipe(stage, **{changes: ("embeddings",)}))
@@ -86,7 +88,7 @@ def test_to_dict_comes_back_from_json(stage):
         ({"stage": "pretran"}, "config.stage='pretran': unknown stage; did you mean \"pretrain\"?"),
         (
             {"stage": "xyz"},
-            "config.stage='xyz': unknown stage; known: compare, convert, finetune, pretrain, quickstart",
+            "config.stage='xyz': unknown stage; known: compare, convert, finetune, predict, pretrain, quickstart",
         ),
         ({"stage": ["pretrain"]}, "config.stage=['pretrain']: unknown stage; did you mean \"pretrain\"?"),
         ({"modle": {}}, 'config.modle: unknown field; did you mean "model"?'),
@@ -175,6 +177,17 @@ CHECKS = {
     "rotary heads are even": (
         "pretrain", {"model__hidden_size": 12, "model__num_heads": 4}, {"model__positions": "learned"},
         "config.model.num_heads=4: rotary positions need an even head size, not hidden_size / num_heads = 3"),
+    "attention with a gradient": (
+        "pretrain", {"model__attention": "int8"}, {"model__attention": "xla"},
+        "config.model.attention='int8': has no gradient to train by; 'auto', and for predictions "
+        "infer.attention='int8'"),
+    "... in fine-tuning too": (
+        "finetune", {"model__attention": "int8"}, {"model__attention": "auto"},
+        "config.model.attention='int8': has no gradient to train by; 'auto', and for predictions "
+        "infer.attention='int8'"),
+    "int8 attention of an int8 model": (
+        "finetune", {"infer__attention": "int8"}, {"compress__method": "int8"},
+        "config.infer.attention='int8': is for compress.method='int8'"),
     "length fits the model": (
         "pretrain", {"data__max_length": 513}, {"data__max_length": 512},
         "config.data.max_length=513: longer than the model; at most model.max_positions=512"),
@@ -240,18 +253,36 @@ CHECKS = {
     "smoothing is for classes": (
         "finetune", {"task__label_smoothing": 0.1, "task__name": "regression"}, {"task__label_smoothing": 0.0},
         "config.task.label_smoothing=0.1: is for 'classification', 'multi_label', 'token_classification', not for"),
-    "no bucket": (
-        "finetune", {"infer__lengths": ()}, {"infer__lengths": (4,)},
-        "config.infer.lengths=(): must be increasing lengths, each above 3"),
+    "a batch has rows": (
+        "finetune", {"infer__batch_sizes": ()}, {"infer__batch_sizes": (4,)},
+        "config.infer.batch_sizes=(): must have a number of rows, such as 64"),
+    "batches increase": (
+        "predict", {"infer__batch_sizes": (8, 0)}, {"infer__batch_sizes": (1, 8)},
+        "config.infer.batch_sizes=(8, 0): must be increasing numbers, each at least 1"),
+    "there is something to predict": (
+        "predict", {"infer__input": ""}, {"infer__input": "-"},
+        "config.infer.input='': name a file with texts, such as texts.txt, or set config.infer.texts"),
+    "predictions have a place": (
+        "predict", {"infer__output": ""}, {"infer__input": "", "infer__output": "", "infer__texts": ("a",)},
+        "config.infer.output='': name the file that gets the predictions, such as predictions.jsonl"),
+    "shown texts have no file": (
+        "predict", {"infer__input": "", "infer__texts": ("a",)}, {"infer__input": "a.txt", "infer__texts": ("a",)},
+        "config.infer.output='predictions.jsonl': is for config.infer.input; config.infer.texts are shown"),
+    "a file of a known form": (
+        "predict", {"infer__input": "a.docx"}, {"infer__input": "a.parquet"},
+        "config.infer.input='a.docx': must end in .txt, .jsonl, .csv, .tsv, .parquet, or be '-'"),
+    "lines have no pairs": (
+        "predict", {"infer__pair": "b"}, {"infer__pair": "b", "infer__input": "a.csv"},
+        "config.infer.pair='b': lines of text have no second ones; take .jsonl or .csv"),
     "buckets increase": (
         "finetune", {"infer__lengths": (32, 16)}, {"infer__lengths": (16, 32)},
-        "config.infer.lengths=(32, 16): must be increasing lengths, each above 3"),
+        "config.infer.lengths=(32, 16): must be increasing numbers, each at least 4"),
     "buckets differ": (
         "finetune", {"infer__lengths": (16, 16)}, {"infer__lengths": (16,)},
-        "config.infer.lengths=(16, 16): must be increasing lengths, each above 3"),
+        "config.infer.lengths=(16, 16): must be increasing numbers, each at least 4"),
     "buckets hold a text": (
         "finetune", {"infer__lengths": (3, 16)}, {"infer__lengths": (4, 16)},
-        "config.infer.lengths=(3, 16): must be increasing lengths, each above 3"),
+        "config.infer.lengths=(3, 16): must be increasing numbers, each at least 4"),
     "a weight has its class": (
         "finetune", {"task__class_weights": "spam=4,ham"}, {"task__class_weights": "spam=4,a=b=0.5"},
         "config.task.class_weights='spam=4,ham': must be LABEL=NUMBER,LABEL=NUMBER; 'ham' is not"),
@@ -285,6 +316,15 @@ CHECKS = {
     "a gate without int8": (
         "finetune", {"compress__max_drop": 0.01}, {"compress__method": "int8"},
         "config.compress.max_drop=0.01: is for compress.method='int8'"),
+    "aware of int8 without int8": (
+        "finetune", {"compress__aware": True}, {"compress__method": "int8"},
+        "config.compress.aware=True: is for compress.method='int8'"),
+    "aware of steps that nothing was observed for": (
+        "finetune", {"compress__aware": True, "compress__method": "int8", "compress__inputs": "mse"},
+        {"model__init": "runs/a"}, "config.compress.aware=True: needs a model.init to observe inputs in, or"),
+    "aware of smoothing that nothing was observed for": (
+        "finetune", {"compress__aware": True, "compress__method": "int8", "compress__smooth": 0.5},
+        {"compress__smooth": 0.0}, "config.compress.aware=True: needs a model.init to observe inputs in, or"),
     "stages of a chain": (
         "quickstart", {"pretrain__stage": "finetune", "pretrain__task__name": "classification"},
         {"pretrain__stage": "pretrain", "pretrain__task__name": "masked_lm"},
@@ -309,6 +349,15 @@ def test_fields_that_do_not_fit_together(name):
     stage, wrong, mended, message = CHECKS[name]
     assert refusal(stage, **wrong).startswith(message)
     resolve(recipe(stage, **{**wrong, **mended}))
+
+
+def test_a_chain_may_be_aware_of_steps_for_it_fine_tunes_what_it_pretrained():
+    form = {
+        "finetune__compress__method": "int8",
+        "finetune__compress__inputs": "mse",
+        "finetune__compress__aware": True,
+    }
+    assert resolve(recipe("quickstart", **form)).finetune.compress.aware
 
 
 def test_a_chain_shares_its_architecture_and_nothing_else():

@@ -17,6 +17,8 @@ from absl import flags
 from lepton_jax import infer, main
 from lepton_jax.core.errors import UserError
 
+pytestmark = pytest.mark.once
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lepton_jax import hub, infer, plan, stages
-from lepton_jax.config import default_config, resolve
+from lepton_jax.config import InferConfig, default_config, resolve
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.core.weights import Int8
@@ -74,11 +74,15 @@ def test_a_quickstart_leaves_all_its_files(quickstart):
         "tokenizer",
     }
     assert {path.name for path in (quickstart / "pretrain").iterdir()} == common
-    assert {path.name for path in (quickstart / "from_scratch").iterdir()} == {*common, "predictions.jsonl"}
+    assert {path.name for path in (quickstart / "from_scratch").iterdir()} == {
+        *common, "predictions.jsonl", "reference.json"
+    }  # fmt: skip
     fine = quickstart / "finetune"
-    assert {path.name for path in fine.iterdir()} == {*common, "predictions.jsonl", "examples.jsonl", "int8"}
+    assert {path.name for path in fine.iterdir()} == {
+        *common, "predictions.jsonl", "reference.json", "examples.jsonl", "int8"
+    }  # fmt: skip
     assert {path.name for path in (fine / "int8").iterdir()} == {
-        "model.json", "tokenizer", "params", "predictions.jsonl"
+        "model.json", "tokenizer", "params", "predictions.jsonl", "reference.json"
     }  # fmt: skip
     for part in ("pretrain", "finetune", "from_scratch"):
         events = list((quickstart / part / "tensorboard").glob("events.out.tfevents.*"))
@@ -86,6 +90,19 @@ def test_a_quickstart_leaves_all_its_files(quickstart):
         assert f"<h2>{part}</h2>" in (quickstart / "report.html").read_text()
     assert [line["text"] for line in lines(fine / "examples.jsonl")] == ["bright sweet", "sour bleak"]
     assert {line["prediction"] for line in lines(fine / "examples.jsonl")} <= {"bad", "good"}
+
+
+def test_a_model_has_a_reference_of_its_validation_texts(quickstart):
+    """Which its predictor chooses lengths by, and compares other texts with."""
+    for folder, precision in ((quickstart / "finetune", "float32"), (quickstart / "finetune" / "int8", "int8")):
+        predictor = infer.load(folder, precision, InferConfig(devices=1), compiled=False)
+        assert predictor.profile is not None and predictor.profile.count == 36  # 240 * 0.15
+        assert predictor.buckets.lengths[-1] == 16
+        texts = [line["text"] for line in lines(quickstart / "finetune" / "predictions.jsonl")]
+        near, far = infer.drift(predictor.profile, texts), infer.drift(predictor.profile, ["a"] * 40)
+        assert near["length"]["p_value"] > 1e-3 > far["length"]["p_value"]
+        assert near["embedding"]["distance"] < far["embedding"]["distance"]
+    assert infer.load(quickstart / "finetune", task="embedding", compiled=False).profile is None
 
 
 def test_the_summary_holds_the_figures(quickstart):
@@ -184,6 +201,7 @@ def test_an_automatic_mesh_is_chosen_before_anything_is_written(tiny_config, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.once
 def test_a_vocabulary_that_the_mesh_does_not_divide_gets_rows_of_zeros(make_bundle, tiny_config, tmp_path):
     """And trains as it does where nothing is split."""
     bundle = make_bundle(labels=("bad", "good"))
@@ -215,6 +233,7 @@ def test_a_vocabulary_that_the_mesh_does_not_divide_gets_rows_of_zeros(make_bund
     np.testing.assert_allclose(*losses.values(), rtol=1e-4)
 
 
+@pytest.mark.once
 def test_an_out_of_memory_says_what_the_step_needs(tiny_config, tmp_path, monkeypatch):
     def put_batch(batch, mesh):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
@@ -224,6 +243,7 @@ def test_an_out_of_memory_says_what_the_step_needs(tiny_config, tmp_path, monkey
         stages.run(resolve(tiny_config("pretrain")), tmp_path / "run")
 
 
+@pytest.mark.once
 def test_a_quickstart_whose_end_was_lost_repeats_no_training(quickstart, tiny_config, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(quickstart, folder)
@@ -249,6 +269,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.once
 def test_a_run_interrupted_again_and_again_gives_the_same_result(quickstart, tiny_config, tmp_path, monkeypatch):
     config, killed = tiny_config("finetune"), tmp_path / "killed"
     changes = {"data__tokenizer": str(quickstart / "pretrain"), "checkpoint__every": 6}
@@ -283,6 +304,7 @@ def test_a_run_interrupted_again_and_again_gives_the_same_result(quickstart, tin
     assert losses[0].items() >= losses[1].items() and len(losses[1]) > 5
 
 
+@pytest.mark.once
 def test_fine_tuning_takes_over_the_encoder_and_not_the_head(quickstart, tiny_config, tmp_path):
     """At a rate of 0 a step changes nothing, so the result is what training started from."""
     still = {"train__steps": 1, "train__learning_rate": 0.0, "compress__method": "none", "infer__texts": ()}
@@ -303,6 +325,7 @@ def test_fine_tuning_takes_over_the_encoder_and_not_the_head(quickstart, tiny_co
     assert started["head"].keys() != source["head"].keys()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["good", "fine"])
 def test_fine_tuning_again_keeps_the_head_where_the_labels_are_the_same(
     quickstart, tiny_config, corpus, tmp_path, name
@@ -324,6 +347,7 @@ def test_fine_tuning_again_keeps_the_head_where_the_labels_are_the_same(
     assert ("['output']['kernel']" in differing(started["head"], source["head"])) == (name != "good")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -345,6 +369,7 @@ def test_what_a_model_cannot_start_from_is_refused(quickstart, tiny_config, tmp_
     assert not list((tmp_path / "run").iterdir()), "a corrected command must be able to use the folder"
 
 
+@pytest.mark.once
 def test_regression_from_end_to_end(quickstart, tiny_config, corpus, tmp_path):
     summary = run(
         tiny_config("finetune"), tmp_path, task__name="regression", data__train=f"csv:{corpus}/rated.csv",
@@ -367,6 +392,7 @@ def test_regression_from_end_to_end(quickstart, tiny_config, corpus, tmp_path):
     )
 
 
+@pytest.mark.once
 def test_a_quickstart_of_numbers_compares_errors(monkeypatch, tiny_config, tmp_path):
     config = tiny_config("quickstart")
     config.finetune.task.name = "regression"
@@ -380,6 +406,7 @@ def test_a_quickstart_of_numbers_compares_errors(monkeypatch, tiny_config, tmp_p
     assert summary == {"finetune.mean_squared_error": 1.0, "finetune.from_scratch_mean_squared_error": 2.0}
 
 
+@pytest.mark.once
 def test_a_causal_model_from_text_to_perplexity(quickstart, tiny_config, tmp_path):
     config = tiny_config("pretrain")
     changes = {"task__name": "causal_lm", "model__causal": True, "data__tokenizer": str(quickstart / "pretrain")}

@@ -20,6 +20,11 @@ from lepton_jax.core.weights import quantize
 _AXES = ((r"(^|/)kernel$", -2), (r"(^|/)embeddings/(token|position|type)$", -1), (r"", None))
 
 
+def shared_axis(path: str, keep_float: Sequence[str] = ()) -> int | None:
+    """Returns the axis of a parameter that shares a scale in int8; None: it stays float."""
+    return None if trees.matches(keep_float, path) else trees.first_match(_AXES, path)
+
+
 def quantize_int8(params: Any, keep_float: Sequence[str] = (), inputs: Mapping[str, Inputs] | None = None) -> Any:
     """Maps float parameters to the tree in which kernels and embedding tables are `Int8`.
 
@@ -31,7 +36,7 @@ def quantize_int8(params: Any, keep_float: Sequence[str] = (), inputs: Mapping[s
     inputs = inputs or {}
 
     def convert(path: str, leaf: Any) -> Any:
-        axis = None if trees.matches(keep_float, path) else trees.first_match(_AXES, path)
+        axis = shared_axis(path, keep_float)
         if axis is None:
             return leaf
         step, smooth = inputs.get(path, Inputs())

@@ -23,6 +23,7 @@ from lepton_jax.config.sections import (
     RAMP_PARTS,
     STAGES,
     Activation,
+    ApplyConfig,
     CheckpointConfig,
     CompareConfig,
     CompressConfig,
@@ -34,6 +35,7 @@ from lepton_jax.config.sections import (
     MeshConfig,
     ModelConfig,
     OptimConfig,
+    PredictConfig,
     QuickstartConfig,
     TaskConfig,
     TrainConfig,
@@ -52,6 +54,7 @@ __all__ = [
     "RAMP_PARTS",
     "STAGES",
     "Activation",
+    "ApplyConfig",
     "CheckpointConfig",
     "CompareConfig",
     "CompressConfig",
@@ -63,6 +66,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "OptimConfig",
+    "PredictConfig",
     "QuickstartConfig",
     "TaskConfig",
     "TrainConfig",
@@ -100,6 +104,9 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Any:
     for name in ("a", "b") if isinstance(resolved, CompareConfig) else ():
         if not getattr(resolved, name):
             raise UserError(f"config.{name}='': name the WORKDIR of a fine-tuning")
+    if isinstance(resolved, PredictConfig):
+        checks.check_buckets(resolved.infer, "config.infer")
+        checks.check_application(resolved.infer)
     return resolved
 
 
@@ -113,13 +120,11 @@ def _filled(config: Any) -> Any:
     return dataclasses.replace(config, checkpoint=best)
 
 
-def runs(config: Config | QuickstartConfig | ConvertConfig | CompareConfig) -> list[tuple[str, Config]]:
+def runs(config: Any) -> list[tuple[str, Config]]:
     """Returns (path of the config, config) of each training that a resolved config describes."""
-    if isinstance(config, (ConvertConfig, CompareConfig)):
-        return []
     if isinstance(config, QuickstartConfig):
         return [("config.pretrain", config.pretrain), ("config.finetune", config.finetune)]
-    return [("config", config)]
+    return [("config", config)] if isinstance(config, Config) else []
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from lepton_jax.config.sections import (
@@ -11,12 +12,16 @@ from lepton_jax.config.sections import (
     METRICS,
     OWN_MODEL_FIELDS,
     RAMP_PARTS,
+    ApplyConfig,
     Config,
+    InferConfig,
     ModelConfig,
     QuickstartConfig,
 )
 from lepton_jax.core import rules
 from lepton_jax.core.errors import UserError
+
+APPLICABLE = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")  # the forms of files that a model is applied to
 
 
 def check_together(config: Config, where: str) -> None:
@@ -42,6 +47,8 @@ def check_together(config: Config, where: str) -> None:
             model.relative, "may hold 'c2p' and 'p2c', each once")  # fmt: skip
     require(model.head_transform or not model.embedding_size or not model.tied_head, "model.head_transform",
             model.head_transform, "without it a tied head cannot reach model.embedding_size")  # fmt: skip
+    require(model.attention != "int8", "model.attention", model.attention,
+            "has no gradient to train by; 'auto', and for predictions infer.attention='int8'")  # fmt: skip
     head_size = model.hidden_size // model.num_heads
     require(model.positions != "rotary" or head_size % 2 == 0, "model.num_heads", model.num_heads,
             f"rotary positions need an even head size, not hidden_size / num_heads = {head_size}")  # fmt: skip
@@ -99,13 +106,18 @@ def check_together(config: Config, where: str) -> None:
         others = [name for name in METRICS if name not in LANGUAGE_MODELS]
         require(task.name in others, "task.name", task.name,
                 f"the stage 'finetune' trains one of {', '.join(map(repr, others))}")  # fmt: skip
-    require(bool(config.infer.lengths) and list(config.infer.lengths) == sorted(set(config.infer.lengths))
-            and config.infer.lengths[0] > 3, "infer.lengths", config.infer.lengths,
-            "must be increasing lengths, each above 3")  # fmt: skip
-    for name, default in (("inputs", "dynamic"), ("smooth", 0.0), ("max_drop", 1.0)):
+    check_buckets(config.infer, f"{where}.infer")
+    require(config.infer.attention == "auto" or config.compress.method == "int8", "infer.attention",
+            config.infer.attention, "is for compress.method='int8'")  # fmt: skip
+    for name, default in (("inputs", "dynamic"), ("smooth", 0.0), ("aware", False), ("max_drop", 1.0)):
         value = getattr(config.compress, name)
         require(value == default or config.compress.method == "int8", f"compress.{name}", value,
                 "is for compress.method='int8'")  # fmt: skip
+    compress = config.compress
+    plain = compress.inputs == "dynamic" and not compress.smooth
+    chained = where != "config"  # a quickstart fine-tunes what it has pretrained
+    require(not compress.aware or plain or bool(model.init) or chained, "compress.aware", compress.aware,
+            "needs a model.init to observe inputs in, or compress.inputs='dynamic' and no compress.smooth")  # fmt: skip
     for field in ("optim.no_decay", "optim.frozen", "compress.keep_float"):
         section, name = field.split(".")
         for pattern in getattr(getattr(config, section), name):
@@ -115,6 +127,35 @@ def check_together(config: Config, where: str) -> None:
     for rule in optim.unfreeze:
         _, step = rules.parse(rule, int, f"{where}.optim.unfreeze")
         require(0 < step < train.steps, "optim.unfreeze", rule, f"its step must be from 1 to {train.steps - 1}")
+
+
+def check_buckets(infer: InferConfig, where: str) -> None:
+    """Raises for buckets that are none."""
+    for name, least in (("lengths", 4), ("batch_sizes", 1)):
+        values = getattr(infer, name)
+        if list(values) != sorted(set(values)) or min(values, default=least) < least:
+            raise UserError(f"{where}.{name}={values!r}: must be increasing numbers, each at least {least}")
+    if not infer.batch_sizes:
+        raise UserError(f"{where}.batch_sizes=(): must have a number of rows, such as 64")
+
+
+def check_application(infer: ApplyConfig) -> None:
+    """Raises where there is nothing to apply a model to, or no place for what comes out."""
+    if not infer.input and not infer.texts:
+        raise UserError("config.infer.input='': name a file with texts, such as texts.txt, or set config.infer.texts")
+    if infer.input and not infer.output:
+        raise UserError("config.infer.output='': name the file that gets the predictions, such as predictions.jsonl")
+    if infer.output and not infer.input:
+        raise UserError(
+            f"config.infer.output={infer.output!r}: is for config.infer.input; config.infer.texts are shown"
+        )
+    kind = Path(infer.input).suffix
+    if infer.input not in ("", "-") and kind not in APPLICABLE:
+        raise UserError(f"config.infer.input={infer.input!r}: must end in {', '.join(APPLICABLE)}, or be '-'")
+    if infer.attention == "int8" and infer.precision in ("float32", "bfloat16"):
+        raise UserError(f"config.infer.attention='int8': is for an int8 model, not for {infer.precision}")
+    if infer.pair and kind in ("", ".txt"):
+        raise UserError(f"config.infer.pair={infer.pair!r}: lines of text have no second ones; take .jsonl or .csv")
 
 
 def check_chain(config: QuickstartConfig) -> None:

@@ -65,7 +65,8 @@ class ModelConfig:
     initializer_range: float = number(0.02, 0, None, "low")
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
     # What computes attention, see `models/backends`; "auto": what fits device, rows and dtype.
-    attention: Literal["auto", "xla", "banded", "cudnn", "triton", "splash"] = "auto"
+    # "int8" is for predictions alone.
+    attention: Literal["auto", "xla", "banded", "cudnn", "triton", "splash", "int8"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again
     unroll: int = number(1, 0)  # layers per iteration of the scan over layers; 0: all of them
     init: str = ""  # a WORKDIR to start from; empty: random
@@ -198,14 +199,23 @@ class CompressConfig:
     # SmoothQuant's alpha: how far outliers of channels go from inputs into weights; 0: not at all.
     smooth: float = number(0.0, 0, 1, "high")
     texts: int = number(256, 1)  # of the training data, that inputs are observed on
+    # Quantisation-aware: train with weights and inputs rounded as they will be in int8. A bound of inputs is then seen,
+    # and they are smoothed, before training, as `model.init` has them.
+    aware: bool = False
     # What int8 may lose of QUALITY on validation: if it is more, no int8 model is written. 1: it is not looked at.
     max_drop: float = number(1.0, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class InferConfig:
-    lengths: tuple[int, ...] = (16, 32, 64, 128)  # buckets; those beyond the model's length are left out
-    batch_size: int = number(64, 1)
+    """Each length with each batch size is a program, which is compiled once."""
+
+    # Tokens that rows are padded to; those beyond the model's length, which comes last, are left out. Empty: chosen by
+    # the lengths of the model's validation texts, else 16, 32, 64, ...
+    lengths: tuple[int, ...] = ()
+    batch_sizes: tuple[int, ...] = (1, 8, 64)  # rows that batches are padded to
+    devices: int = number(0, 0)  # of this process, each of which computes its share of a batch; 0: all
+    attention: Literal["auto", "int8"] = "auto"  # of an int8 model: its attention in floats, or in int8 as well
     texts: tuple[str, ...] = ()  # sentences that a run predicts at its end, for a person to look at
 
 
@@ -261,6 +271,29 @@ class CompareConfig:
     b: str = ""  # another one
 
 
+@dataclasses.dataclass(frozen=True)
+class ApplyConfig(InferConfig):
+    """What a trained model is applied to, and how."""
+
+    input: str = ""  # a file of texts: .txt (one a line), .jsonl, .csv, .tsv or .parquet; "-": lines of standard input
+    output: str = ""  # gets a line of JSON for each of them, in their order
+    text: str = "text"  # the column with the text
+    pair: str = ""  # the column with a second text; empty: single texts
+    precision: Literal["", "float32", "bfloat16", "int8"] = ""  # empty: that of the weights
+    task: str = ""  # "embedding" takes the hidden states of any model; empty: what the model's head is for
+    pooling: Literal["mean", "cls", "last"] = "mean"  # of embeddings
+    top: int = number(5, 1)  # tokens for each mask
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """A trained model, that of the work directory, applied to texts."""
+
+    stage: Literal["predict"] = "predict"
+    infer: ApplyConfig = ApplyConfig()
+    cache: str = ""  # see DataConfig
+
+
 RAMP_PARTS = 4  # the smallest batch of a ramp is one of so many parts, see `train.ramp`
 
 # The tasks of the stage "pretrain", which need no labels; each trains the model's head of its name.
@@ -297,4 +330,5 @@ STAGES: dict[str, type] = {
     "quickstart": QuickstartConfig,
     "convert": ConvertConfig,
     "compare": CompareConfig,
+    "predict": PredictConfig,
 }

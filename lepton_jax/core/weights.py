@@ -115,9 +115,14 @@ def quantize(x: Float[Array, "..."], axis: int) -> Int8:
       axis: the axis that shares a scale: -2 for kernels, -1 for embedding tables and for tokens.
     """
     x = x.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
-    scale = jnp.where(largest > 0, largest / LARGEST, 1.0)
+    scale = shared_scale(x, axis)
     return Int8(lax.round(x / scale, lax.RoundingMethod.TO_NEAREST_EVEN).astype(jnp.int8), scale)
+
+
+def shared_scale(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """Returns max |x| / 127 along `axis`, which stays with size 1; where x is all zero 1."""
+    largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
+    return jnp.where(largest > 0, largest / LARGEST, 1.0)
 
 
 def dot(x: Float[Array, "... K"], w: Array | Weight, bias: Array | None = None) -> Float[Array, "... N"]:

@@ -14,6 +14,8 @@ import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import jax
+
 from lepton_jax.core.errors import UserError
 
 
@@ -31,6 +33,14 @@ def cache_folder(cache: str) -> Path:
     if not os.access(folder, os.W_OK):
         raise UserError(f"data.cache={str(folder)!r}: cannot be written to; choose another")
     return folder.resolve()
+
+
+def keep_compiled(cache: str = "") -> None:
+    """Turns JAX's persistent compilation cache on, unless the environment or the caller has chosen one."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder(cache) / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @contextlib.contextmanager

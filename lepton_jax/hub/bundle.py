@@ -75,6 +75,7 @@ class Bundle:
     card: Card
     initialised: tuple[str, ...] = ()  # parts of the parameters, such as "head", that the weights lacked
     unexpected: tuple[str, ...] = ()  # tensors of a folder of another library that the model has no use for
+    folder: Path | None = None  # that the weights were read from
 
     @property
     def config(self) -> ModelConfig:
@@ -177,7 +178,7 @@ def read(folder: Path, mesh: Mesh | None = None) -> Bundle:
             raise UserError(f"{folder}: the run has no finished checkpoint yet; let it train on")
         params = checkpoints.restore_params(step, shapes)
         checkpoints.close()
-    return Bundle(model, params, tokenizer, card)
+    return Bundle(model, params, tokenizer, card, folder=folder)
 
 
 def _int8_shapes(card: Card, shapes: Any) -> Any:

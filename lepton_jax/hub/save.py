@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from lepton_jax import workdir
 from lepton_jax.config import OWN_MODEL_FIELDS, ModelConfig
 from lepton_jax.core import trees
 from lepton_jax.core.errors import UserError
-from lepton_jax.disk import writing
+from lepton_jax.disk import new_folder
 from lepton_jax.hub import purposes, tensors
 from lepton_jax.hub.bundle import Bundle, rescaled
 from lepton_jax.hub.families import FAMILIES, Family, Tensor
@@ -37,9 +36,6 @@ def save(folder: str | Path, bundle: Bundle, shard_bytes: int = 5_000_000_000) -
       UserError: there is something in the folder, the weights are not plain arrays, or no family can express the model
         or its offset.
     """
-    folder = Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: is there already; choose another folder")
     if bundle.card.weights != "float32":
         raise UserError(f"a model with {bundle.card.weights} weights cannot be saved for other libraries, only float32")
     family = _family(bundle)
@@ -50,20 +46,11 @@ def save(folder: str | Path, bundle: Bundle, shard_bytes: int = 5_000_000_000) -
     if source is not None:
         prefixed = prefixed or any(name.startswith(f"{family.prefix}.") for name in source.tensors)
     planned = _plan(family, bundle, prefixed)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        with writing(folder):
-            part.mkdir(parents=True)
-            workdir.write_json(part / "config.json", config)
-            tensors.write(part, planned, shard_bytes)
-            if bundle.tokenizer is not None:
-                bundle.tokenizer.save(part)
-            if folder.exists():
-                folder.rmdir()
-            part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with new_folder(Path(folder).expanduser()) as part:
+        workdir.write_json(part / "config.json", config)
+        tensors.write(part, planned, shard_bytes)
+        if bundle.tokenizer is not None:
+            bundle.tokenizer.save(part)
 
 
 def _family(bundle: Bundle) -> Family:

@@ -1,77 +1,95 @@
-"""The predictor: texts in, labels out, through one jitted function over parameters of any form."""
+"""The predictor: texts in, predictions out, through one jitted function over parameters of any form."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
-from lepton_jax import hub
-from lepton_jax.compress import quantize_int8
 from lepton_jax.config import InferConfig
+from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
-from lepton_jax.data.rows import Rows, encode_examples
-from lepton_jax.data.spans import Word, words_of
-from lepton_jax.infer import readings, windows
+from lepton_jax.data.rows import Rows
+from lepton_jax.data.spans import words_of
+from lepton_jax.infer import buckets, exports, masks, readings, windows
+from lepton_jax.infer import texts as reading
+from lepton_jax.infer.profiles import Profile
+from lepton_jax.infer.programs import Program
 from lepton_jax.infer.readings import Prediction
-from lepton_jax.models.transformer import Transformer, unstack
 
-Precision = Literal["float32", "bfloat16", "int8"]
-
-_HEADS = ("classification", "token_classification")
-
-
-def load(folder: str | Path, precision: Precision = "float32", config: InferConfig | None = None) -> Predictor:
-    """Loads the trained model of a WORKDIR as a predictor.
-
-    Args:
-      folder: see `hub.load`.
-      precision: "float32"; "bfloat16" (parameters and computation); "int8" (weights per output channel, activations
-        per token, or as a calibrated int8 model has them, accumulated in int32; the rest float32). A folder with int8
-        weights loads as int8 only.
-      config: buckets and batch size.
-
-    Raises:
-      UserError: no such precision, no trained head in the folder, or int8 weights asked for as float.
-    """
-    return Predictor(hub.load(folder), precision, config)
+_CHUNK = 64  # batches whose texts are sorted together
+_CHARACTERS = 1 << 24  # of the texts of a chunk, so that long ones need no more memory than many
 
 
 class Predictor:
     """Predicts texts: `predictor(["a text", ...])`, or pairs of them: `predictor(texts, pairs)`.
 
-    Texts are sorted by length and padded to the smallest bucket that holds them, so that there is one
-    executable a bucket and results do not depend on the company a text arrives in.
+    Texts are sorted by length and padded to the smallest bucket that holds them, so that there is one executable a
+    bucket and results do not depend on the company a text arrives in. Nothing of it changes after it is made: threads
+    may share it.
     """
 
-    def __init__(self, bundle: hub.Bundle, precision: Precision = "float32", config: InferConfig | None = None):
-        if precision not in ("float32", "bfloat16", "int8"):
-            raise UserError(f"precision={precision!r}: must be float32, bfloat16 or int8")
-        if bundle.card.head not in _HEADS:
-            raise UserError(f"the model has the head {bundle.card.head!r} and predicts no labels; fine-tune it first")
-        if bundle.card.weights == "int8" and precision != "int8":
-            raise UserError(f"the folder holds int8 weights, which load as int8, not as {precision}")
-        if bundle.tokenizer is None:
-            raise UserError("the folder has no tokenizer, which texts need; put its files beside the weights")
+    def __init__(self, program: Program, config: InferConfig | None = None, profile: Profile | None = None):
+        """Places the parameters on the local devices; of several, each computes its share of the rows of a batch.
+
+        Args:
+          program: what it runs.
+          config: buckets and devices.
+          profile: of texts like those to come: lengths are chosen by it, if the config has none.
+
+        Raises:
+          UserError: there are not so many devices, or the program does not have these lengths.
+        """
         config = config or InferConfig()
-        self.bundle = bundle
-        self.tokenizer = bundle.tokenizer
-        self.card = bundle.card
-        self.precision = precision
-        self.batch_size = config.batch_size
-        self.max_length = bundle.card.max_length
-        self.lengths = (*(length for length in config.lengths if length < self.max_length), self.max_length)
-        dtype = "bfloat16" if precision == "bfloat16" else "float32"
-        self.model = bundle.model.clone(config=dataclasses.replace(bundle.config, dtype=dtype, attention="auto"))
-        self.params = unstack(convert(bundle, precision))
-        self.forward: Callable[..., jax.Array] = jax.jit(partial(forward, self.model))
+        self.program, self.signature, self.tokenizer = program, program.signature, program.tokenizer
+        devices = jax.local_devices()
+        if config.devices > len(devices):
+            raise UserError(f"infer.devices={config.devices}: there are {len(devices)}; 0 takes all")
+        devices = devices[: config.devices or None]
+        if unknown := sorted(set(config.lengths) - set(program.lengths or config.lengths)):
+            raise UserError(f"infer.lengths: {unknown[0]} is not a length of this program; it has "
+                            f"{', '.join(map(str, program.lengths))}")  # fmt: skip
+        self.profile = None if profile is None else dataclasses.replace(profile, predictor=self)
+        self.max_length = self.signature.max_length
+        special = len(self.tokenizer.with_specials(np.zeros(0, np.int32)))
+        self.buckets = buckets.make(
+            config.lengths or program.lengths, config.batch_sizes, self.max_length,
+            None if profile is None else np.array(profile.length) + special, len(devices),
+        )  # fmt: skip
+        if len(devices) == 1:
+            self.params = jax.device_put(program.params, devices[0])
+            self.forward: Callable[..., Any] = jax.jit(program.forward)
+        else:
+            mesh = sharding.make_mesh("data=-1", devices)
+            self.params = jax.device_put(program.params, sharding.replicated(mesh))
+            self.forward = jax.jit(partial(_by_rows, program.forward, mesh))
+
+    def compile(self) -> None:
+        """Compiles the program of every bucket, or reads it from JAX's compilation cache."""
+        for length in self.buckets.lengths:
+            for count in self.buckets.counts:
+                rows = Rows([np.zeros(length, np.int32)] * count)
+                jax.block_until_ready(self.forward(self.params, *self.pad(rows, places=[0] * count)))
+
+    def export(self, path: str | Path, platforms: Sequence[str] = exports.PLATFORMS) -> None:
+        """Writes a folder that `load` runs on other machines without the code of the model, see `exports`.
+
+        Args:
+          path: must not exist, or be an empty folder.
+          platforms: of "cpu", "cuda" and "tpu", where it will run.
+
+        Raises:
+          UserError: no such platform, this is an export itself, or the folder cannot be written.
+        """
+        exports.write(path, self.program, self.buckets.lengths, platforms, self.profile)
 
     def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
         """Returns one dict a text, or a pair of texts, in order.
@@ -79,124 +97,222 @@ class Predictor:
         A classifier gives `{"label": str, "score": float, "scores": {label: float}}`, a multi-label one
         `{"labels": [str], "scores": {label: float}}` with those above 0.5, a regressor `{"score": float}`, a token
         classifier `{"entities": [{"start": int, "end": int, "label": str, "score": float, "text": str}]}` with
-        character offsets. Scores of labels are probabilities.
+        character offsets, a filler of masks `{"masks": [{"start": int, "end": int, "tokens": [{"token": str,
+        "score": float}]}]}` for each "[MASK]" of the text, an encoder `{"embedding": [float]}` of length 1. Scores of
+        labels and tokens are probabilities.
 
-        A token classifier reads a text of any length, in windows that overlap, see `windows.cut`. Otherwise, and where
-        texts have pairs, what lies beyond the model's length is not looked at.
+        A token classifier reads a text of any length, in windows that overlap, see `windows.cut`, and a mask is seen in
+        the part of its text that is around it. Otherwise, and where texts have pairs, what lies beyond the model's
+        length is not looked at, and "warning" says so; it also names texts that are empty, or of which the vocabulary
+        knows nothing. An element that is no text gets `{"error": str}`, and the others what they would get without it.
 
         Raises:
-          UserError: `texts` or `pairs` is one string, an element is not a string, or they are not as many.
+          UserError: `texts` or `pairs` is one string, or they are not as many.
         """
-        if self.card.head == "token_classification" and pairs is None:
-            return self._read_in_windows(texts)
-        rows, words = self.encode(texts, pairs)
-        return readings.read(self.card, self._run(rows), texts, words)
+        reading.require_sequences(texts, pairs)
+        return list(self.stream(texts, pairs))
+
+    def stream(self, texts: Iterable[Any], pairs: Iterable[Any] | None = None) -> Iterator[Prediction]:
+        """Yields what a call returns, for texts without end in bounded memory: some thousands are held at a time.
+
+        While a device computes those, the next ones are read.
+
+        Raises:
+          UserError: there are not as many pairs as texts.
+        """
+        chunks = _chunks(texts, pairs, _CHUNK * self.buckets.counts[-1])
+        pending: Callable[[], list[Prediction]] | None = None
+        for chunk in chunks:
+            following = self._start(*chunk)
+            if pending is not None:
+                yield from pending()
+            pending = following
+        if pending is not None:
+            yield from pending()
 
     def scores(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
-        """Returns float64 [len(texts), C] of a head over whole texts: probabilities of the labels, or the number.
+        """Returns float64 [len(texts), C] of whole texts: probabilities of the labels, the number, or the embedding.
 
         Raises:
-          UserError: as for a call; or the model classifies tokens.
+          UserError: as for `outputs`; or the model classifies tokens, or fills masks.
         """
-        if self.card.head == "token_classification":
-            raise UserError("predictor.scores(texts): a token classifier has no scores of whole texts; call it instead")
+        if self.signature.task in ("token_classification", "masked_lm"):
+            what = "a token classifier" if self.signature.classifies_tokens else "a filler of masks"
+            raise UserError(f"predictor.scores(texts): {what} has no scores of whole texts; call it instead")
         outputs = self.outputs(texts, pairs)
-        return readings.scores(self.card, np.stack(outputs) if outputs else np.zeros((0, self.card.num_outputs)))
+        table = np.stack(outputs) if outputs else np.zeros((0, self.signature.num_outputs))
+        return readings.scores(self.signature, table)
 
     def outputs(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[np.ndarray]:
-        """Returns what the head gives for each text, float32 [C], or [T, C] of its tokens, before `card.scale`.
+        """Returns what the head gives for each text, float32 [C], or [T, C] of its tokens, before `signature.scale`.
 
         The rows are those of `encode`, so that tokens beyond the model's length have none; T counts padding, too.
+
+        Raises:
+          UserError: as for a call; or an element is no text.
         """
-        return self._run(self.encode(texts, pairs)[0])
+        return self.run(self.encode(texts, pairs).rows)[0]
 
-    def _read_in_windows(self, texts: Sequence[str]) -> list[Prediction]:
-        _check(texts, None)
-        encoded = self.tokenizer.rows(texts)
-        words = [words_of(row, text) for row, text in zip(encoded, texts, strict=True)]
-        cuts = [windows.cut(row, own, self.max_length) for row, own in zip(encoded, words, strict=True)]
-        outputs = iter(self._run(Rows([window.ids for own in cuts for window in own])))
-        whole = [
-            windows.join(own, [next(outputs) for _ in own], len(row), self.card.num_outputs)
-            for row, own in zip(encoded, cuts, strict=True)
-        ]
-        return readings.read(self.card, whole, texts, words)
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> reading.Encoded:
+        """Returns texts as rows of at most the model's length, see `texts.encode`.
 
-    def _run(self, rows: Rows) -> list[np.ndarray]:
-        order = np.argsort(rows.lengths, kind="stable").tolist()
-        pending = []
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            pending.append((chosen, self.forward(self.params, *self.pad(rows, chosen))))
-        outputs: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
-        for chosen, out in pending:
-            for row, own in zip(chosen, np.asarray(out), strict=False):
-                outputs[row] = own
-        return outputs
-
-    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> tuple[Rows, list[list[Word]]]:
-        """Returns texts as rows of at most the model's length, and for a token classifier the words that each shows."""
-        _check(texts, pairs)
-        if pairs is None and self.card.head == "classification":
-            return Rows(encode_examples(self.tokenizer, texts, self.max_length)), []
-        encoded = self.tokenizer.rows(texts, pairs, self.max_length)
-        words = []
-        if self.card.head == "token_classification":
-            words = [words_of(row, text) for row, text in zip(encoded, texts, strict=True)]
-        typed = pairs is not None and self.card.model.type_vocab_size > 1
-        return Rows([row.ids for row in encoded], types=[row.type_ids for row in encoded] if typed else None), words
-
-    def pad(self, rows: Rows, chosen: Sequence[int] | None = None) -> tuple[np.ndarray, ...]:
-        """Returns (token_ids, attention_mask[, token_type_ids]), int32 [N, T]: rows in their bucket of length and
-        batch.
-
-        N is the batch size, or for fewer rows the next power of two; filler rows are all padding.
+        Raises:
+          UserError: as for `outputs`.
         """
+        reading.require_sequences(texts, pairs)
+        for number, fault in reading.faults(texts, pairs).items():
+            raise UserError(f"predictor(texts): element {number}: {fault}")
+        return reading.encode(self.signature, self.tokenizer, texts, pairs)
+
+    def run(self, rows: Rows, places: Sequence[int] = ()) -> tuple[list[np.ndarray], np.ndarray]:
+        """Returns (outputs of each row, features [len(rows), D]), see `Program`; in the order of the rows.
+
+        Args:
+          rows: encoded texts.
+          places: of a filler of masks, where in its row each mask is.
+        """
+        return self._collect(rows, self._dispatch(rows, places))
+
+    def pad(
+        self, rows: Rows, chosen: Sequence[int] | None = None, places: Sequence[int] = ()
+    ) -> tuple[np.ndarray, ...]:
+        """Returns (token_ids, attention_mask[, token_type_ids][, places]), int32 [N, T] (places [N]): rows in their
+        bucket of length and count. Rows that fill a batch up are all padding."""
         chosen = range(len(rows)) if chosen is None else chosen
-        longest = int(rows.lengths[list(chosen)].max())
-        length = next(bucket for bucket in self.lengths if bucket >= longest)
-        count = min(self.batch_size, 1 << (len(chosen) - 1).bit_length())
-        columns = [rows.ids] if rows.types is None else [rows.ids, rows.types]
+        length = self.buckets.length(int(rows.lengths[list(chosen)].max()))
+        count = self.buckets.count(len(chosen))
+        typed = self.signature.typed
+        columns = [rows.ids, rows.types] if typed else [rows.ids]
         tables = [np.full((count, length), filler, np.int32) for filler in (self.tokenizer.pad_id, 0)[: len(columns)]]
         mask = np.zeros((count, length), np.int32)
         for index, row in enumerate(chosen):
             for table, column in zip(tables, columns, strict=True):
-                table[index, : len(column[row])] = column[row]
+                if column is not None:
+                    table[index, : len(column[row])] = column[row]
             mask[index, : len(rows.ids[row])] = 1
-        return tables[0], mask, *tables[1:]
+        extra = []
+        if self.signature.task == "masked_lm":
+            extra = [np.zeros(count, np.int32)]
+            extra[0][: len(chosen)] = [places[row] for row in chosen]
+        return tables[0], mask, *tables[1:], *extra
+
+    def _start(self, texts: Sequence[Any], pairs: Sequence[Any] | None) -> Callable[[], list[Prediction]]:
+        """Sends texts to the devices, and returns what waits for the predictions."""
+        faults = reading.faults(texts, pairs)
+        good = [number for number in range(len(texts)) if number not in faults]
+        finish = self._send([texts[number] for number in good], None if pairs is None else [pairs[n] for n in good])
+
+        def collect() -> list[Prediction]:
+            found = dict(zip(good, finish(), strict=True))
+            return [{"error": faults[number]} if number in faults else found[number] for number in range(len(texts))]
+
+        return collect
+
+    def _send(self, texts: list[str], pairs: list[str] | None) -> Callable[[], list[Prediction]]:
+        if self.signature.task == "masked_lm":
+            return self._fill(texts)
+        if self.signature.classifies_tokens and pairs is None:
+            return self._read_in_windows(texts)
+        encoded = reading.encode(self.signature, self.tokenizer, texts, pairs)
+        pending = self._dispatch(encoded.rows)
+
+        def finish() -> list[Prediction]:
+            outputs = self._collect(encoded.rows, pending)[0]
+            found = readings.read(self.signature, outputs, texts, encoded.words)
+            for prediction, ids, sizes in zip(found, encoded.rows.ids, encoded.sizes, strict=True):
+                note(prediction, reading.warning(self.tokenizer, ids, *sizes))
+            return found
+
+        return finish
+
+    def _read_in_windows(self, texts: list[str]) -> Callable[[], list[Prediction]]:
+        encoded = self.tokenizer.rows(texts)
+        words = [words_of(row, text) for row, text in zip(encoded, texts, strict=True)]
+        cuts = [windows.cut(row, own, self.max_length) for row, own in zip(encoded, words, strict=True)]
+        rows = Rows([window.ids for own in cuts for window in own])
+        pending = self._dispatch(rows)
+
+        def finish() -> list[Prediction]:
+            outputs = iter(self._collect(rows, pending)[0])
+            whole = [
+                windows.join(own, [next(outputs) for _ in own], len(row), self.signature.num_outputs)
+                for row, own in zip(encoded, cuts, strict=True)
+            ]
+            found = readings.read(self.signature, whole, texts, words)
+            for prediction, row in zip(found, encoded, strict=True):
+                size = int((row.sequence >= 0).sum())
+                note(prediction, reading.warning(self.tokenizer, row.ids, size, size))
+            return found
+
+        return finish
+
+    def _fill(self, texts: list[str]) -> Callable[[], list[Prediction]]:
+        masked = masks.encode(self.tokenizer, texts, self.max_length)
+        rows = Rows(masked.ids)
+        pending = self._dispatch(rows, masked.places)
+
+        def finish() -> list[Prediction]:
+            found = masks.read(self.tokenizer, masked, self._collect(rows, pending)[0])
+            for prediction, text in zip(found, texts, strict=True):
+                count = text.count(masks.MARK)
+                if not count:
+                    note(prediction, f"the text has no {masks.MARK}")
+                if count > masks.MOST:
+                    note(prediction, f"filled were the first {masks.MOST} of the text's {count} masks")
+            return found
+
+        return finish
+
+    def _dispatch(self, rows: Rows, places: Sequence[int] = ()) -> list[tuple[list[int], Any]]:
+        """Returns (numbers of rows, what the devices are computing for them) of each batch."""
+        return [
+            (chosen, self.forward(self.params, *self.pad(rows, chosen, places)))
+            for chosen in self.buckets.batches(rows.lengths)
+        ]
+
+    def _collect(self, rows: Rows, pending: list[tuple[list[int], Any]]) -> tuple[list[np.ndarray], np.ndarray]:
+        outputs: list[Any] = [None] * len(rows)
+        features: list[Any] = [None] * len(rows)
+        for chosen, found in pending:
+            for to, batch in zip((outputs, features), found, strict=True):
+                for row, own in zip(chosen, np.asarray(batch), strict=False):
+                    to[row] = own
+        return outputs, np.stack(features) if features else np.zeros((0, 0), np.float32)
 
 
-def forward(
-    model: Transformer,
-    params: Any,
-    token_ids: jax.Array,
-    attention_mask: jax.Array,
-    token_type_ids: jax.Array | None = None,
-) -> jax.Array:
-    """Returns what the head gives for int32 [N, T] tokens, float32 [N, C] or [N, T, C]; pure, so that it can be jitted,
-    lowered and read."""
-    out: Any = model.apply({"params": params}, token_ids, attention_mask, token_type_ids=token_type_ids, packed=False)
-    return out["logits"].astype(jnp.float32)
+def _by_rows(forward: Callable[..., Any], mesh: Mesh, params: Any, *batch: jax.Array) -> Any:
+    """Applies a program to each device's own rows of a batch: no device waits for another."""
+    rows: Any = PartitionSpec(sharding.ROW_AXES)
+    specs = (PartitionSpec(), *[rows] * len(batch))
+    return jax.shard_map(forward, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(params, *batch)
 
 
-def _check(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
-    for name, given in (("texts", texts), ("pairs", pairs)):
-        if isinstance(given, str):
-            raise UserError(f"predictor(texts): {name} must be a sequence of strings, not one string")
-        for index, text in enumerate(() if given is None else given):
-            if not isinstance(text, str):
-                raise UserError(f"predictor(texts): {name}[{index}] is {type(text).__name__}, not a string")
-    if pairs is not None and len(pairs) != len(texts):
-        raise UserError(f"predictor(texts, pairs): {len(texts)} texts, {len(pairs)} pairs; one each")
+def note(prediction: Prediction, warning: str | None) -> None:
+    """Puts a warning into a prediction, if there is one."""
+    if warning is not None:
+        prediction["warning"] = warning
 
 
-def convert(bundle: hub.Bundle, precision: Precision) -> Any:
-    """Returns the parameters of a bundle in a precision."""
-    if precision == "bfloat16":
-        return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), bundle.params)
-    if precision == "int8" and bundle.card.weights != "int8":
-        return jax.jit(quantize_int8, static_argnums=1)(bundle.params, bundle.card.keep_float)
-    return bundle.params
+def _chunks(
+    texts: Iterable[Any], pairs: Iterable[Any] | None, most: int
+) -> Iterator[tuple[list[Any], list[Any] | None]]:
+    """Yields texts, and pairs if there are any, some at a time."""
+    rest, seconds = iter(texts), None if pairs is None else iter(pairs)
+    while True:
+        chunk, characters = [], 0
+        for text in islice(rest, most):
+            chunk.append(text)
+            characters += len(text) if isinstance(text, str) else 0
+            if characters > _CHARACTERS:
+                break
+        own = None if seconds is None else list(islice(seconds, len(chunk)))
+        if own is not None and len(own) < len(chunk):
+            raise UserError("predictor.stream(texts, pairs): there are fewer pairs than texts; one each")
+        if not chunk:
+            if seconds is not None and next(seconds, None) is not None:
+                raise UserError("predictor.stream(texts, pairs): there are more pairs than texts; one each")
+            return
+        yield chunk, own
 
 
 def speedup(
@@ -207,14 +323,14 @@ def speedup(
     repeats: int = 15,
 ) -> float:
     """Returns median seconds of `baseline` / median seconds of `other` for one full batch, timed by turns."""
-    count = baseline.batch_size
-    rows, _ = baseline.encode(texts[:count], None if pairs is None else pairs[:count])
+    count = baseline.buckets.counts[-1]
+    rows = baseline.encode(texts[:count], None if pairs is None else pairs[:count]).rows
     batch = baseline.pad(rows)
     seconds: dict[int, list[float]] = {0: [], 1: []}
     for turn in range(repeats + 1):
         for which, predictor in enumerate((baseline, other)):
             start = time.perf_counter()
-            predictor.forward(predictor.params, *batch).block_until_ready()
+            jax.block_until_ready(predictor.forward(predictor.params, *batch))
             if turn:  # the first turn compiles
                 seconds[which].append(time.perf_counter() - start)
     return float(np.median(seconds[0]) / np.median(seconds[1]))

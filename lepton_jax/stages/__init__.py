@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-
-import jax
+from typing import Any
 
 from lepton_jax import hub, plan, processes
 from lepton_jax.config import (
@@ -15,19 +14,21 @@ from lepton_jax.config import (
     ConvertConfig,
     InferConfig,
     MeshConfig,
+    PredictConfig,
     QuickstartConfig,
     runs,
 )  # fmt: skip
 from lepton_jax.core import trees
-from lepton_jax.data.cache import cache_folder
+from lepton_jax.data.cache import keep_compiled
 from lepton_jax.stages.comparing import compare
 from lepton_jax.stages.completion import Summary, complete
 from lepton_jax.stages.finetuning import finetune
+from lepton_jax.stages.predicting import predict
 from lepton_jax.stages.pretraining import pretrain
 from lepton_jax.train.loop import check_attention, check_mesh
 
 
-def run(config: Config | QuickstartConfig | ConvertConfig | CompareConfig, folder: str | Path) -> Summary:
+def run(config: Any, folder: str | Path) -> Summary:
     """Runs the stage of a resolved config in a folder, and returns what `folder/summary.json` then holds.
 
     A run that was interrupted goes on from its newest checkpoint; one that is complete is not repeated. A dry run
@@ -38,8 +39,11 @@ def run(config: Config | QuickstartConfig | ConvertConfig | CompareConfig, folde
       UserError: the folder holds another run, the devices do not fit the config, or the data are not usable.
     """
     folder = Path(folder)
+    if isinstance(config, PredictConfig):  # its folder is that of a run which is complete, and stays as it is
+        keep_compiled(config.cache)
+        return processes.on_first(lambda: predict(config, folder))
     trainings = runs(config)
-    _keep_compiled(trainings[0][1].data.cache if trainings else getattr(config, "cache", ""))
+    keep_compiled(trainings[0][1].data.cache if trainings else getattr(config, "cache", ""))
     meshes = [plan.make_mesh(each, where) for where, each in trainings]
     with processes.together():  # every check that needs no data, before any of them writes or trains
         for (where, each), mesh in zip(trainings, meshes, strict=True):
@@ -105,11 +109,3 @@ def convert(config: ConvertConfig, folder: Path) -> Summary:
         "convert.initialised": list(bundle.initialised),
         "convert.unexpected": list(bundle.unexpected),
     }
-
-
-def _keep_compiled(cache: str) -> None:
-    """Turns JAX's persistent compilation cache on, unless the environment or the caller has chosen one."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder(cache) / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

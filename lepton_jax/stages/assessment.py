@@ -18,6 +18,7 @@ from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.evaluate import baseline, calibration, metrics
 from lepton_jax.evaluate.slices import by_slice
 from lepton_jax.infer import readings
+from lepton_jax.infer.signature import Signature
 
 # What the labels of each task are.
 KINDS: dict[str, Kind] = {
@@ -152,8 +153,9 @@ class Judge:
         if self.kind not in ("classes", "sets") or not isinstance(labels, np.ndarray):
             return None
         errors, bins = [], []
-        for card in (dataclasses.replace(self.card, scale=1.0), self.card):
-            sure, right = calibration.confidence(readings.scores(card, np.stack(outputs)), labels)
+        own = Signature.of(self.card)
+        for signature in (dataclasses.replace(own, scale=1.0), own):
+            sure, right = calibration.confidence(readings.scores(signature, np.stack(outputs)), labels)
             errors.append(calibration.expected_error(sure, right))
             bins = calibration.reliability(sure, right)
         return {"temperature": 1 / self.card.scale, "error_unscaled": errors[0], "error": errors[1], "bins": bins}
@@ -181,7 +183,8 @@ class Judge:
 
     def _read(self, part: Part, outputs: Outputs) -> list[tuple[Any, float]]:
         """Returns (prediction, score) of each example, see `readings.in_short`."""
-        return [readings.in_short(out) for out in readings.read(self.card, outputs, part.examples.texts, part.words)]
+        found = readings.read(Signature.of(self.card), outputs, part.examples.texts, part.words)
+        return [readings.in_short(out) for out in found]
 
     def _token_losses(self, part: Part, logits: list[np.ndarray]) -> tuple[list[float], list[int]]:
         """Returns the summed losses of each text's words, and how many they are."""

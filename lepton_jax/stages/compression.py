@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 from absl import logging
 
 from lepton_jax import hub, infer, processes
-from lepton_jax.compress import calibrate, quantize_int8, see_inputs
+from lepton_jax.compress import Inputs, calibrate, quantize_int8, see_inputs
 from lepton_jax.config import QUALITY, CompressConfig, Config
 from lepton_jax.core import trees
 from lepton_jax.data.sources import Examples
-from lepton_jax.infer.predictor import Predictor, speedup
+from lepton_jax.infer import Predictor
+from lepton_jax.infer.predictor import speedup
 from lepton_jax.stages.assessment import Judge, Line, Outputs, Part
 
 _ROWS = 64  # of a batch in which inputs are observed
@@ -23,7 +24,13 @@ _SHORTEST = 4  # tokens of such a row, special ones included
 
 
 def compress(
-    config: Config, folder: Path, bundle: hub.Bundle, train: Examples, validation: Part, outputs: Callable[[], Outputs]
+    config: Config,
+    folder: Path,
+    bundle: hub.Bundle,
+    train: Examples,
+    validation: Part,
+    outputs: Callable[[], Outputs],
+    inputs: Mapping[str, Inputs] | None = None,
 ) -> tuple[Predictor | None, dict[str, Any]]:
     """Writes the int8 model of a float bundle into a folder, unless it is too much worse.
 
@@ -34,15 +41,16 @@ def compress(
       train: examples that inputs are observed on.
       validation: examples that the loss of quality is measured on, if there is a limit.
       outputs: gives those of the float model for these.
+      inputs: see `quantised`.
 
     Returns:
       (the predictor as it loads from the folder, or None where it was refused; where there is a limit, `refused` and
       `validation_drop`, in the unit of `config.QUALITY`).
     """
-    int8, found, limit = quantised(bundle, config.compress, train), {}, config.compress.max_drop
+    int8, found, limit = quantised(bundle, config.compress, train, inputs), {}, config.compress.max_drop
     if limit < 1:
         name, judge, examples = QUALITY[config.task.name], Judge(int8.card), validation.examples
-        own = Predictor(int8, "int8", config.infer).outputs(examples.texts, examples.pairs)
+        own = infer.from_bundle(int8, "int8", config.infer).outputs(examples.texts, examples.pairs)
         drop = judge.measure(validation, outputs())[name] - judge.measure(validation, own)[name]
         found = {"refused": not drop <= limit, "validation_drop": drop}
         if found["refused"]:
@@ -52,21 +60,21 @@ def compress(
     # A run that was killed just after this does not write it again.
     if not processes.on_first((folder / "params").exists):
         hub.write(folder, int8)
-    return infer.load(folder, "int8", config.infer), found
+    return infer.load(folder, "int8", config.infer, compiled=False), found
 
 
-def quantised(bundle: hub.Bundle, config: CompressConfig, examples: Examples) -> hub.Bundle:
-    """Returns the int8 form of a float bundle; of the examples, some serve to observe inputs if the config needs it."""
-    inputs = {}
-    if config.inputs != "dynamic" or config.smooth:
-        plain = dataclasses.replace(bundle.config, dtype="float32", attention="auto")
-        seen = see_inputs(bundle.model.clone(config=plain), bundle.params, _rows(bundle, examples, config.texts))
-        if not seen:
-            logging.warning("compress: no training text has %d tokens to observe inputs on: each token has its scale",
-                            _SHORTEST)  # fmt: skip
-        seen = {path: each for path, each in seen.items() if not trees.matches(config.keep_float, path)}
-        bound = None if config.inputs == "dynamic" else config.inputs
-        inputs = calibrate(bundle.params, seen, bound, config.percentile, config.smooth)
+def quantised(
+    bundle: hub.Bundle, config: CompressConfig, examples: Examples, inputs: Mapping[str, Inputs] | None = None
+) -> hub.Bundle:
+    """Returns the int8 form of a float bundle.
+
+    Args:
+      bundle: the float model.
+      config: how it is quantised.
+      examples: inputs are observed on some of them, see `calibrated`.
+      inputs: how they are rounded, where that is decided; None: `calibrated` says.
+    """
+    inputs = calibrated(bundle, config, examples) if inputs is None else inputs
     card = dataclasses.replace(
         bundle.card,
         weights="int8",
@@ -76,6 +84,24 @@ def quantised(bundle: hub.Bundle, config: CompressConfig, examples: Examples) ->
     )
     params = quantize_int8(bundle.params, config.keep_float, inputs)
     return dataclasses.replace(bundle, params=params, card=card)
+
+
+def calibrated(bundle: hub.Bundle, config: CompressConfig, examples: Examples) -> dict[str, Inputs]:
+    """Returns path of a kernel -> how its inputs are to be rounded; of the examples, some serve to observe them.
+
+    Of what the bundle's weights lacked and what was initialised nothing is known: each token has its scale there.
+    """
+    if config.inputs == "dynamic" and not config.smooth:
+        return {}
+    plain = dataclasses.replace(bundle.config, dtype="float32", attention="auto")
+    seen = see_inputs(bundle.model.clone(config=plain), bundle.params, _rows(bundle, examples, config.texts))
+    if not seen:
+        logging.warning("compress: no training text has %d tokens to observe inputs on: each token has its scale",
+                        _SHORTEST)  # fmt: skip
+    left_out = (*config.keep_float, *(f"^{name}/" for name in bundle.initialised))
+    seen = {path: each for path, each in seen.items() if not trees.matches(left_out, path)}
+    bound = None if config.inputs == "dynamic" else config.inputs
+    return calibrate(bundle.params, seen, bound, config.percentile, config.smooth)
 
 
 def _rows(bundle: hub.Bundle, examples: Examples, count: int) -> Iterator[dict[str, np.ndarray]]:
@@ -97,9 +123,11 @@ def _rows(bundle: hub.Bundle, examples: Examples, count: int) -> Iterator[dict[s
             yield batch
 
 
-def compare(predictor: Predictor, int8: Predictor, part: Part, lines: list[Line]) -> tuple[dict[str, Any], list[Line]]:
+def compare(
+    predictor: Predictor, int8: Predictor, judge: Judge, part: Part, lines: list[Line]
+) -> tuple[dict[str, Any], list[Line]]:
     """Returns the figures of an int8 predictor beside its float original, and its own lines of predictions."""
-    examples, judge = part.examples, Judge(int8.card)
+    examples = part.examples
     outputs = int8.outputs(examples.texts, examples.pairs)
     figures, own = judge.measure(part, outputs), judge.predictions(part, outputs)
     if judge.kind != "numbers":

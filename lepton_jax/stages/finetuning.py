@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lepton_jax import hub, plan, processes, workdir
+from lepton_jax import hub, infer, plan, processes, workdir
+from lepton_jax.compress import Inputs, fake_int8
 from lepton_jax.config import LOWER_IS_BETTER, METRICS, Config
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
@@ -26,13 +28,14 @@ from lepton_jax.data.spans import bio_labels
 from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.evaluate import intervals, lines
 from lepton_jax.infer import readings
-from lepton_jax.infer.predictor import Predictor
 from lepton_jax.stages.assessment import KINDS, Judge, Line, Part, encode, measure_baseline, temperature
 from lepton_jax.stages.completion import Summary, complete
-from lepton_jax.stages.compression import compare, compress
+from lepton_jax.stages.compression import calibrated, compare, compress
 from lepton_jax.stages.training import Trainer
 from lepton_jax.tasks import standard
 from lepton_jax.train.logging import read_metrics
+
+_PROFILED = 1000  # validation texts that the reference profile is of, at most
 
 
 def finetune(config: Config, folder: Path, mesh: Mesh) -> tuple[Summary, dict[str, Path]]:
@@ -87,12 +90,16 @@ class _Tuning:
                 init = hub.rescaled(init, card.scale, card.offset)  # a regressor's head has learnt in other units
             self.init = {name: part for name, part in init.params.items() if name not in init.initialised}
             self.init["embeddings"] = _pad_vocabulary(self.init["embeddings"], self.config.model.vocab_size)
+        self.inputs, view = None, None  # how inputs are rounded in int8, where training is to know
+        if config.compress.aware:
+            self.inputs = self._observed(init, tokenizer, card)
+            view = functools.partial(fake_int8, keep_float=config.compress.keep_float, inputs=self.inputs)
         validation = self.parts.get("validation", Part(self.data.validation, Rows([])))
         judge = Judge(card)
         self.trainer = Trainer(
             self.config, mesh, card, tokenizer,
             {"train": self.parts["train"].rows, "validation": validation.rows},
-            measure=lambda outputs: judge.measure(validation, outputs),
+            measure=lambda outputs: judge.measure(validation, outputs), view=view,
         )  # fmt: skip
         self.held_out = "test" if "test" in self.parts else "validation"
 
@@ -109,6 +116,17 @@ class _Tuning:
             lack = "no tokenizer" if init.tokenizer is None else no_floats
             raise UserError(f"config.model.init={config.model.init!r}: holds {lack}")
         return init.tokenizer, dataclasses.replace(config, model=plan.inherit(config, init.config, mesh))
+
+    def _observed(self, init: hub.Bundle | None, tokenizer: Tokenizer, card: hub.Card) -> dict[str, Inputs]:
+        """Returns how inputs are rounded while training, and after it.
+
+        What the run starts from decides alone, so that it is the same when the run goes on, and for every seed.
+        """
+        if init is None:
+            return {}
+        start = hub.Bundle(init.model, init.params | (self.init or {}), tokenizer, card, init.initialised)
+        found = processes.on_first(lambda: calibrated(start, self.config.compress, self.data.train))
+        return jax.tree.map(np.asarray, found)  # on no device: programs for any mesh hold them as constants
 
     def run(self, folder: Path, seed: int) -> Summary:
         """Trains and evaluates one seed in a folder."""
@@ -128,6 +146,13 @@ class _Tuning:
         if abroad := [self._abroad(name, judge, outputs(name)) for name in self.data.out_of_domain]:
             summary["finetune.out_of_domain"] = abroad
         return summary | self._finish(folder, bundle, judge.predictions(part, found), outputs)
+
+    def _profile(self, predictor: infer.Predictor) -> infer.Profile | None:
+        """Returns what validation texts look like to the model, or those that it is evaluated on where there are none;
+        of many, some from all over them."""
+        examples = self.parts["validation" if "validation" in self.parts else self.held_out].examples
+        some = examples.take(np.unique(np.linspace(0, len(examples) - 1, _PROFILED).astype(int)).tolist())
+        return infer.measure(predictor, some.texts, some.pairs) if len(some) else None
 
     def _calibrated(self, bundle: hub.Bundle) -> tuple[hub.Bundle, Callable[[str], list[np.ndarray]]]:
         """Returns the bundle with the temperature of its scores, and part -> outputs, computed once."""
@@ -173,16 +198,25 @@ class _Tuning:
         """
         # Every process does the same on its own; only the files are the first one's.
         bundle = dataclasses.replace(bundle, params=sharding.on_this_process(bundle.params))
-        predictor, summary = Predictor(bundle, "float32", self.config.infer), {}
+        plain = dataclasses.replace(self.config.infer, attention="auto")
+        predictor, summary = infer.from_bundle(bundle, "float32", plain), {}
         processes.on_first(lambda: _write_lines(folder / "predictions.jsonl", lines))
+        profile = self._profile(predictor)
+        if profile is not None:
+            processes.on_first(lambda: profile.save(folder))
         if self.config.compress.method == "int8":
             validation = self.parts["validation"]
             float_outputs = functools.partial(outputs, "validation")
-            int8, gate = compress(self.config, folder / "int8", bundle, self.data.train, validation, float_outputs)
+            int8, gate = compress(
+                self.config, folder / "int8", bundle, self.data.train, validation, float_outputs, self.inputs
+            )
             summary = _named("int8", gate)
             if int8 is not None:
-                figures, quantised = compare(predictor, int8, self.parts[self.held_out], lines)
+                judge = Judge(bundle.card)
+                figures, quantised = compare(predictor, int8, judge, self.parts[self.held_out], lines)
                 processes.on_first(lambda: _write_lines(folder / "int8" / "predictions.jsonl", quantised))
+                if profile is not None:
+                    processes.on_first(lambda: profile.save(folder / "int8"))
                 summary, predictor = summary | _named("int8", figures), int8
         if texts := self.config.infer.texts:
             shown: list[Line] = []

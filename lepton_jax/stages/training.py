@@ -21,6 +21,7 @@ from lepton_jax.data.rows import Rows
 from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.models.transformer import Transformer
 from lepton_jax.tasks import make_task
+from lepton_jax.tasks.viewed import Viewed
 from lepton_jax.train.evaluate import make_evaluate, make_outputs
 from lepton_jax.train.forecast import explain_out_of_memory
 from lepton_jax.train.loop import check_attention, check_mesh, fit
@@ -46,6 +47,7 @@ class Trainer:
         rows: Mapping[str, Rows],
         *,
         measure: Measure | None = None,
+        view: Callable[[Any], Any] | None = None,
         sizes: Sequence[int] = (),
         weights: Sequence[float] = (1.0,),
     ):
@@ -58,6 +60,7 @@ class Trainer:
           tokenizer: of the rows.
           rows: "train" and "validation".
           measure: gives the validation metrics of the outputs of each validation row; None: the task's own means.
+          view: gives what training and validation apply in place of the parameters, see `tasks.viewed`; None: these.
           sizes, weights: of a mixture, see `batches.training_batches`.
 
         Raises:
@@ -80,7 +83,8 @@ class Trainer:
             processes.require_equal("other data", f"{tokenizer.fingerprint} {held}")
         self.model = Transformer(card.model, card.head, card.num_outputs)
         labels, targets = card.labels, rows["train"].labels
-        self.task: Any = make_task(config.task, tokenizer, packed=config.packs, labels=labels, targets=targets)
+        task: Any = make_task(config.task, tokenizer, packed=config.packs, labels=labels, targets=targets)
+        self.task: Any = task if view is None else Viewed(task, view)
         self._program = make_program(config, mesh, self.task, self.model)
         unit = _LENGTH_UNIT.get(mesh.devices.flat[0].platform, _OTHER_LENGTH_UNIT) * mesh.shape["sequence"]
         self._buckets = bucket_lengths(card.max_length, unit)
@@ -91,8 +95,9 @@ class Trainer:
             means = make_evaluate(self.task, self.model, mesh)
             self._evaluate = lambda params: means(params, self._evaluation(rows["validation"], config.packs, ()))
         else:
-            self._outputs = make_outputs(self.task, self.model, mesh)
-            self._evaluate = lambda params: measure(self.outputs(params, rows["validation"]))
+            self._outputs = make_outputs(task, self.model, mesh)
+            viewed = self._outputs if view is None else make_outputs(self.task, self.model, mesh)
+            self._evaluate = lambda params: measure(self._outputs_of(viewed, params, rows["validation"]))
 
     def fit(self, folder: Path, seed: int | None = None, init: Any = None) -> hub.Bundle:
         """Trains in a folder, from its newest checkpoint if it has one, and returns the model with its best parameters.
@@ -131,8 +136,11 @@ class Trainer:
 
     def outputs(self, params: Any, rows: Rows) -> list[np.ndarray]:
         """Returns what the head says of each row, see `train.evaluate.make_outputs`: in their order, all of them."""
+        return self._outputs_of(self._outputs, params, rows)
+
+    def _outputs_of(self, outputs: Callable[..., list[np.ndarray]], params: Any, rows: Rows) -> list[np.ndarray]:
         order = batches.evaluation_order(rows, self._buckets)
-        return self._outputs(params, self._evaluation(rows, False, self._buckets), order)
+        return outputs(params, self._evaluation(rows, False, self._buckets), order)
 
     def _evaluation(self, rows: Rows, pack: bool, buckets: Sequence[int]) -> Iterable[batches.Batch]:
         size = self._config.evaluate.batch_size

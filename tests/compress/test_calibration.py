@@ -17,7 +17,6 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.core.observation import EDGES, Seen, observe
 from lepton_jax.core.weights import Int8
 from lepton_jax.data.sources import Examples
-from lepton_jax.infer import Predictor
 from lepton_jax.stages import compression
 from lepton_jax.stages.assessment import Judge, encode
 
@@ -213,9 +212,9 @@ def test_a_calibrated_model_is_close_to_float_and_loads_as_it_was_written(make_b
     assert (weight.step is not None) == ("inputs" in FORMS[form])
     assert (weight.smooth is not None) == ("smooth" in FORMS[form])
     exact, rounded = (
-        Predictor(one, kind).scores(examples.texts) for one, kind in ((bundle, "float32"), (int8, "int8"))
+        infer.from_bundle(one, kind).scores(examples.texts) for one, kind in ((bundle, "float32"), (int8, "int8"))
     )
-    dynamic = Predictor(bundle, "int8").scores(examples.texts)
+    dynamic = infer.from_bundle(bundle, "int8").scores(examples.texts)
     assert 0 < np.abs(rounded - exact).max() < 0.15 and (rounded != dynamic).any()
     hub.write(tmp_path / "int8", int8)
     loaded = infer.load(tmp_path / "int8", "int8")
@@ -251,7 +250,7 @@ def test_a_model_that_loses_too_much_is_not_written(make_bundle, corpus, tmp_pat
                         compress=CompressConfig(method="int8", max_drop=max_drop))  # fmt: skip
         return compression.compress(config, tmp_path / name, bundle, examples, validation, lambda: outputs)
 
-    exact = Predictor(bundle).outputs(examples.texts)
+    exact = infer.from_bundle(bundle).outputs(examples.texts)
     float_accuracy = Judge(bundle.card).measure(validation, exact)["accuracy"]
     predictor, figures = compress("fine", exact, max_drop=0.5)
     assert predictor is not None and (tmp_path / "fine" / "params").exists()

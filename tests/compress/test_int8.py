@@ -11,11 +11,15 @@ import jax
 import numpy as np
 import pytest
 
+from lepton_jax import infer
 from lepton_jax.compress import quantize_int8
+from lepton_jax.config import InferConfig
 from lepton_jax.core import trees
 from lepton_jax.core.weights import Int8, Weight
+from lepton_jax.data.rows import Rows
 from lepton_jax.infer import Predictor
 
+ONE = InferConfig(devices=1)
 VARIANTS = {
     "plain": {},
     "gated, without biases": {"gated": True, "bias": False},
@@ -45,8 +49,8 @@ def products(predictor: Predictor) -> Counter[tuple[int, str, str, str]]:
 
     A function of the program counts as often as it is called, the body of a loop once.
     """
-    batch = np.ones((4, 8), np.int32)
-    text = predictor.forward.lower(predictor.params, batch, batch).as_text()
+    batch = predictor.pad(Rows([np.ones(8, np.int32)] * 4))
+    text = predictor.forward.lower(predictor.params, *batch).as_text()
     functions = dict(re.findall(r"func\.func \w+ @(\w+)(.*?)(?=func\.func|\Z)", text, re.DOTALL))
 
     def count(name: str) -> Counter[tuple[int, str, str, str]]:
@@ -74,14 +78,14 @@ def test_every_linear_layer_multiplies_int8_by_int8_into_int32(make_bundle, name
     bundle = make_bundle(unroll=0, **VARIANTS[name])
     attention = (2, "f32", "f32", "f32")  # scores and sums of values, over rows and heads: no parameter in them
     linear = linear_layers(bundle.config)
-    exact, int8 = products(Predictor(bundle)), products(Predictor(bundle, "int8"))
+    exact, int8 = products(infer.from_bundle(bundle, config=ONE)), products(infer.from_bundle(bundle, "int8", ONE))
     assert exact == {attention: 4, (0, "f32", "f32", "f32"): linear}
     assert int8 == {attention: 4, (0, "i8", "i8", "i32"): linear}
 
 
 def test_a_stack_of_layers_multiplies_the_same_in_its_loop(make_bundle):
     bundle = make_bundle(unroll=1)
-    predictor = Predictor(bundle, "int8")
+    predictor = infer.from_bundle(bundle, "int8", ONE)
     per_block = (linear_layers(bundle.config) - 2) // bundle.config.num_layers
     assert products(predictor)[0, "i8", "i8", "i32"] == linear_layers(bundle.config)
     predictor.params = quantize_int8(bundle.params)
@@ -157,7 +161,7 @@ def test_the_size_falls_nearly_to_a_quarter(make_bundle):
 def test_predictions_stay_close_to_float32(make_bundle, name):
     bundle = make_bundle(**VARIANTS[name])
     texts = random_texts()
-    exact, rounded = Predictor(bundle).scores(texts), Predictor(bundle, "int8").scores(texts)
+    exact, rounded = infer.from_bundle(bundle).scores(texts), infer.from_bundle(bundle, "int8").scores(texts)
     difference = np.abs(exact - rounded)
     assert 0 < difference.max() < 0.05
     assert exact.std(axis=0).min() > 5 * difference.mean(), "the texts must differ by more than the rounding"

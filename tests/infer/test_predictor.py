@@ -19,7 +19,8 @@ from lepton_jax.data.spans import decode, words_of
 from lepton_jax.infer import Predictor, readings
 from lepton_jax.infer.predictor import speedup
 
-SMALL = InferConfig(lengths=(4, 8), batch_size=4)  # and 16, the model's length
+LABELS = {"classification": ("bad", "fair", "good"), "masked_lm": (), "none": ()}
+SMALL = InferConfig(lengths=(4, 8), batch_sizes=(1, 2, 4), devices=1)  # and 16, the model's length
 
 
 def make_texts(count: int = 37, seed: int = 0) -> list[str]:
@@ -33,7 +34,7 @@ def make_predictor(make_bundle):
 
     @functools.cache
     def make(precision="float32", **changes) -> Predictor:
-        return Predictor(make_bundle(**changes), precision, SMALL)
+        return infer.from_bundle(make_bundle(**changes), precision, SMALL)
 
     return make
 
@@ -46,7 +47,7 @@ def test_one_dict_a_text_with_probabilities(make_predictor):
     out = make_predictor()(make_texts())
     assert len(out) == 37 and len({one["label"] for one in out}) > 1
     for one in out:
-        assert list(one) == ["label", "score", "scores"] and list(one["scores"]) == ["bad", "fair", "good"]
+        assert list(one)[:3] == ["label", "score", "scores"] and list(one["scores"]) == ["bad", "fair", "good"]
         assert one["label"] == max(one["scores"], key=one["scores"].get) and one["score"] == one["scores"][one["label"]]
         assert isinstance(one["score"], float) and sum(one["scores"].values()) == pytest.approx(1, abs=1e-5)
 
@@ -61,7 +62,7 @@ def test_a_sigmoid_a_class_where_it_was_trained_so(make_predictor):
 
 def test_a_regressor_gives_its_number(make_bundle):
     bundle = make_bundle(labels=())
-    out = Predictor(bundle)(["abc def", "b"])
+    out = infer.from_bundle(bundle)(["abc def", "b"])
     assert [list(one) for one in out] == [["score"], ["score"]] and out[0]["score"] != out[1]["score"]
     ids = [[bundle.tokenizer.cls_id, *bundle.tokenizer.encode(["abc def"])[0], bundle.tokenizer.sep_id]]
     logits = bundle.model.apply({"params": bundle.params}, jnp.asarray(ids))["logits"]
@@ -78,8 +79,8 @@ def test_a_result_depends_on_neither_order_nor_company_nor_bucket(make_bundle, m
     np.testing.assert_allclose(predictor.scores(texts[::-1])[::-1], together, atol=tolerance)
     alone = np.concatenate([predictor.scores([text]) for text in texts])
     np.testing.assert_allclose(alone, together, atol=tolerance)
-    widest = Predictor(make_bundle(), precision, InferConfig(lengths=(16,), batch_size=64))
-    assert widest.lengths == (16,) != predictor.lengths
+    widest = infer.from_bundle(make_bundle(), precision, InferConfig((16,), (64,), 1))
+    assert widest.buckets.lengths == (16,) != predictor.buckets.lengths
     np.testing.assert_allclose(widest.scores(texts), together, atol=tolerance)
 
 
@@ -116,16 +117,29 @@ def test_no_texts_give_no_predictions(make_predictor):
 
 
 @pytest.mark.parametrize(
-    ("texts", "message"),
+    ("bad", "error"),
     [
-        ("a text", "texts must be a sequence of strings, not one string"),
-        (["a", 3], r"texts\[1\] is int, not a string"),
-        ([None], r"texts\[0\] is NoneType, not a string"),
-        (["a", b"b"], r"texts\[1\] is bytes, not a string"),
+        (3, "the text is int, not a string"),
+        (None, "the text is NoneType, not a string"),
+        (b"b", "the text is bytes, not a string"),
+        (float("nan"), "the text is float, not a string"),
+        ("ab\ud800", "the text has half a character (a lone surrogate) at 2"),
+        (ValueError("line 7: not UTF-8"), "line 7: not UTF-8"),
     ],
 )
-def test_what_is_no_list_of_texts_is_refused(make_predictor, texts, message):
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize("head", ["classification", "token_classification", "masked_lm", "none"])
+def test_one_bad_text_spoils_no_other(make_predictor, head, bad, error):
+    predictor = make_predictor(head=head, labels=BIO if head == "token_classification" else LABELS[head])
+    texts = ["abc [MASK]", "", "de f"]
+    alone = predictor(texts)
+    assert predictor([texts[0], bad, *texts[1:], bad]) == [alone[0], {"error": error}, *alone[1:], {"error": error}]
+    with pytest.raises(UserError, match="element 1: "):
+        predictor.outputs([texts[0], bad])
+
+
+@pytest.mark.parametrize("texts", ["a text", b"a text"])
+def test_one_string_is_no_list_of_texts(make_predictor, texts):
+    with pytest.raises(UserError, match="texts must be a sequence of strings, not one string"):
         make_predictor()(texts)
 
 
@@ -154,36 +168,48 @@ def test_int8_on_load_equals_int8_written(make_bundle, make_predictor, tmp_path)
             infer.load(tmp_path / "int8", precision)
 
 
+def test_attention_of_an_int8_model_can_be_int8_too(make_bundle, make_predictor, tmp_path):
+    wanted = dataclasses.replace(SMALL, attention="int8")
+    texts, floats, predictor = make_texts(), make_predictor("int8"), infer.from_bundle(make_bundle(), "int8", wanted)
+    lowered = predictor.forward.lower(predictor.params, *predictor.pad(Rows([np.arange(5, 9)]))).as_text()
+    products = [line for line in lowered.splitlines() if "dot_general" in line]
+    assert products and not [line for line in products if "xf32>, tensor" in line]
+    difference = np.abs(predictor.scores(texts) - floats.scores(texts)).max()
+    assert 1e-5 < difference < 0.05
+    for precision in ("float32", "bfloat16"):
+        with pytest.raises(UserError, match=rf"infer.attention='int8': is for an int8 model, not for {precision}"):
+            infer.from_bundle(make_bundle(), precision, wanted)
+    floats.export(tmp_path / "export", ("cpu",))
+    with pytest.raises(UserError, match=r"was exported with infer.attention='auto', and is nothing else"):
+        infer.load(tmp_path / "export", config=wanted)
+
+
 def test_a_precision_that_does_not_exist_is_refused(make_bundle):
     with pytest.raises(UserError, match="precision='int4': must be float32, bfloat16 or int8"):
-        Predictor(make_bundle(), "int4")
-
-
-def test_a_masked_language_model_predicts_no_labels(quickstart):
-    with pytest.raises(
-        UserError, match="the model has the head 'masked_lm' and predicts no labels; fine-tune it first"
-    ):
-        infer.load(quickstart / "pretrain")
+        infer.from_bundle(make_bundle(), "int4")
 
 
 @pytest.mark.parametrize("lengths", [(4, 8), (64, 128), (8, 16, 32)])
 def test_buckets_end_at_the_models_length(make_bundle, lengths):
-    predictor = Predictor(make_bundle(), config=InferConfig(lengths=lengths))
-    assert predictor.lengths == (*(length for length in lengths if length < 16), 16)
+    predictor = infer.from_bundle(make_bundle(), config=InferConfig(lengths, devices=1))
+    assert predictor.buckets.lengths == (*(length for length in lengths if length < 16), 16)
 
 
 def test_speedup_is_a_ratio_of_times(make_bundle):
     """A predictor of 16 times the rows is slower than the other one, whichever comes first."""
     bundle = make_bundle()
     texts = make_texts(64, seed=3)
-    one, other = Predictor(bundle, config=InferConfig(batch_size=64)), Predictor(bundle, "int8")
+    one, other = (
+        infer.from_bundle(bundle, config=InferConfig(batch_sizes=(64,), devices=1)),
+        infer.from_bundle(bundle, "int8"),
+    )
     value = speedup(one, other, texts, repeats=3)
     assert isinstance(value, float) and value > 0
 
     def slow(params, *batch, run=other.forward):
         for _ in range(30):
             out = run(params, *batch)
-            out.block_until_ready()
+            jax.block_until_ready(out)
         return out
 
     other.forward = slow
@@ -196,14 +222,14 @@ LONG = " ".join(make_texts(8, seed=5))
 
 def by_id(params, token_ids, mask, table):
     """Stands in for a model: the logits of a token are the entry of its id, whatever is around it."""
-    return jnp.asarray(table)[token_ids]
+    return jnp.asarray(table)[token_ids], jnp.zeros((len(token_ids), 1))
 
 
 def test_entities_are_where_the_model_sees_them(make_bundle, make_predictor):
     bundle = make_bundle("token_classification", BIO)
     predictor, texts = make_predictor(head="token_classification", labels=BIO), ["", "ab cd", *make_texts(12), "  "]
     out = predictor(texts)
-    assert len(out) == 15 and out[0] == out[-1] == {"entities": []}
+    assert len(out) == 15 and out[0] == out[-1] == {"entities": [], "warning": "the text is empty"}
     assert {each["label"] for one in out for each in one["entities"]} == {"A", "B"}
     for text, one in zip(texts, out, strict=True):
         ends = [0]
@@ -227,7 +253,7 @@ def test_entities_are_where_the_model_sees_them(make_bundle, make_predictor):
 def test_a_text_longer_than_the_model_is_read_to_its_end(make_bundle):
     """A model that looks at single tokens says the same of a long text as of each of its words."""
     bundle = make_bundle("token_classification", BIO)
-    predictor = Predictor(bundle, config=SMALL)
+    predictor = infer.from_bundle(bundle, config=SMALL)
     table = np.random.default_rng(0).normal(size=(bundle.config.vocab_size, 5)).astype(np.float32)
     predictor.forward = functools.partial(by_id, table=table)
     (row,) = bundle.tokenizer.rows([LONG])
@@ -250,9 +276,9 @@ def test_windows_change_nothing_for_a_text_that_fits(make_predictor):
     predictor = make_predictor(head="token_classification", labels=BIO)
     texts = [text for text in make_texts() if len(predictor.tokenizer.rows([text])[0]) <= 16]
     assert 5 < len(texts) < 37
-    rows, words = predictor.encode(texts)
-    assert max(map(len, rows.ids)) > 8
-    plain = readings.read(predictor.card, predictor.outputs(texts), texts, words)
+    encoded = predictor.encode(texts)
+    assert max(map(len, encoded.rows.ids)) > 8
+    plain = readings.read(predictor.signature, predictor.outputs(texts), texts, encoded.words)
     found = predictor(texts)
     assert any(one["entities"] for one in plain)
     for one, other in zip(found, plain, strict=True):
@@ -268,14 +294,14 @@ def test_labels_of_a_set_are_those_above_one_half(make_predictor):
     counts = {len(one["labels"]) for one in out}
     assert len(counts) > 1
     for one, row in zip(out, make_predictor(task="multi_label").scores(texts), strict=True):
-        assert list(one) == ["labels", "scores"] and list(one["scores"].values()) == row.tolist()
+        assert list(one)[:2] == ["labels", "scores"] and list(one["scores"].values()) == row.tolist()
         assert one["labels"] == [name for name, score in one["scores"].items() if score > 0.5]
 
 
 @pytest.mark.parametrize("types", [0, 2])
 def test_a_pair_is_one_row_with_token_types_where_the_model_has_them(make_bundle, types):
     bundle = make_bundle(type_vocab_size=types)
-    predictor, first, second = Predictor(bundle, config=SMALL), ["abc", "", "a b"], ["de f", "abc", ""]
+    predictor, first, second = infer.from_bundle(bundle, config=SMALL), ["abc", "", "a b"], ["de f", "abc", ""]
     scores = predictor.scores(first, second)
     for number, row in enumerate(bundle.tokenizer.rows(first, second, 16)):
         kinds = jnp.asarray(row.type_ids)[None] if types else None
@@ -295,7 +321,6 @@ def test_a_pair_is_one_row_with_token_types_where_the_model_has_them(make_bundle
         (["a"], "2 texts, 1 pairs; one each"),
         ([], "2 texts, 0 pairs; one each"),
         ("ab", "pairs must be a sequence of strings, not one string"),
-        (["a", None], r"pairs\[1\] is NoneType, not a string"),
     ],
 )
 @pytest.mark.parametrize("head", ["classification", "token_classification"])
@@ -318,7 +343,7 @@ def test_a_scale_of_the_card_sharpens_scores_and_changes_no_label(make_bundle):
     sharp = dataclasses.replace(bundle, card=dataclasses.replace(bundle.card, scale=4.0))
     texts = make_texts(8)
     one, other = (
-        [each for out in Predictor(b, config=SMALL)(texts) for each in out["entities"]] for b in (bundle, sharp)
+        [each for out in infer.from_bundle(b, config=SMALL)(texts) for each in out["entities"]] for b in (bundle, sharp)
     )
     assert [each["text"] for each in one] == [each["text"] for each in other]
     assert np.mean([each["score"] for each in other]) > np.mean([each["score"] for each in one]) + 0.05

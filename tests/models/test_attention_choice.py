@@ -79,6 +79,8 @@ REFUSED = [
     (GPU, {"length": 192}, "triton", "a multiple of 128 positions"),
     (TPU, {"length": 192}, "splash", "a multiple of 128 positions, not 192 .*; choose 'xla', or 'auto'"),
     (TPU, {"split": True}, "splash", "needs all positions of a row on one device"),
+    (CPU, {"bias": True}, "int8", "takes no relative positions .*; choose 'xla', or 'auto'"),
+    (CPU, {"split": True}, "int8", "needs all positions of a row on one device"),
 ]
 
 

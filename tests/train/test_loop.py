@@ -169,6 +169,7 @@ def test_two_and_two_steps_equal_four_bit_for_bit(make_run, examples, numbers, s
         np.testing.assert_array_equal(value, four[path], err_msg=path)
 
 
+@pytest.mark.once
 def test_a_growing_batch_takes_all_rows_in_turn_and_resumes_bit_for_bit(make_run, numbers, seen):
     train = TrainConfig(steps=3, batch_size=4 * BATCH, learning_rate=0.01, log_every=1, ramp_share=0.67)
     settings = {"train": train, "checkpoint": CheckpointConfig(every=2), "evaluate": EvaluateConfig(2, BATCH)}
@@ -191,6 +192,7 @@ def test_a_growing_batch_takes_all_rows_in_turn_and_resumes_bit_for_bit(make_run
         np.testing.assert_array_equal(value, found[path], err_msg=path)
 
 
+@pytest.mark.once
 def test_sigterm_saves_the_step_under_way_and_the_run_goes_on_bit_for_bit(make_run, numbers, seen, monkeypatch):
     whole, stopped = make_run("whole", dropout=0.1), make_run("stopped", dropout=0.1)
     wanted = whole.fit()
@@ -229,6 +231,7 @@ def poison(monkeypatch, steps):
     return count
 
 
+@pytest.mark.once
 def test_after_bad_batches_in_a_row_a_run_goes_back_and_the_data_go_on(make_run, monkeypatch, capsys):
     train = TrainConfig(steps=8, batch_size=BATCH, learning_rate=0.01, log_every=1, max_skipped=2, max_rollbacks=1)
     every = {"checkpoint": CheckpointConfig(every=2, keep=9), "evaluate": EvaluateConfig(every=100, batch_size=BATCH)}
@@ -250,6 +253,7 @@ def test_after_bad_batches_in_a_row_a_run_goes_back_and_the_data_go_on(make_run,
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted.params))
 
 
+@pytest.mark.once
 def test_a_run_that_cannot_go_on_stops_and_leaves_the_batch(make_run, monkeypatch):
     train = TrainConfig(steps=8, batch_size=BATCH, learning_rate=0.01, log_every=1, max_skipped=2, max_rollbacks=1)
     run = make_run("run", train=train, checkpoint=CheckpointConfig(every=100))
@@ -260,6 +264,7 @@ def test_a_run_that_cannot_go_on_stops_and_leaves_the_batch(make_run, monkeypatc
     assert any((saved["token_ids"] == batch["token_ids"]).all() for batch in seen[2:])
 
 
+@pytest.mark.once
 def test_a_run_whose_newest_checkpoint_is_damaged_repeats_what_was_lost(make_run, numbers):
     run = make_run("run", dropout=0.1)
     wanted, lines = numbers(run.fit().state), run.lines()
@@ -294,6 +299,7 @@ def test_sigterm_is_watched_in_the_main_thread_alone():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.once
 def test_the_best_parameters_are_returned_and_every_line_belongs_to_its_step(make_run, examples, numbers):
     """The validation set has the opposite labels: the better the training, the worse its loss."""
     labels = examples[1]

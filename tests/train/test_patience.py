@@ -18,6 +18,8 @@ from lepton_jax.train.loop import fit
 from lepton_jax.train.patience import Patience
 from lepton_jax.train.step import make_program
 
+pytestmark = pytest.mark.once
+
 LOSSES = [5.0, 4.0, 6.0, math.nan, 3.0, 7.0, 7.0, 3.0, 2.0, 1.0]  # of steps 1, 2, ...; an equal one is no better
 BEST, STOP, STEPS = 5, 8, 10  # with a patience of 3
 

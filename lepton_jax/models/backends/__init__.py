@@ -15,13 +15,13 @@ from jax.sharding import Mesh, PartitionSpec
 
 from lepton_jax.core.errors import UserError
 from lepton_jax.core.sharding import ROW_AXES
-from lepton_jax.models.backends import banded, cudnn, splash, triton, xla
+from lepton_jax.models.backends import banded, cudnn, int8, splash, triton, xla
 from lepton_jax.models.backends.case import Case, Inputs
 
 BACKENDS: dict[str, ModuleType] = {
-    "xla": xla, "banded": banded, "cudnn": cudnn, "triton": triton, "splash": splash
+    "xla": xla, "banded": banded, "cudnn": cudnn, "triton": triton, "splash": splash, "int8": int8
 }  # fmt: skip
-_PER_DEVICE = ("triton", "splash")  # kernels, which XLA cannot split
+_PER_DEVICE = ("triton", "splash", "int8")  # what XLA cannot split: kernels, and loops over rows
 _LONG = 1024  # positions above which a mask [B, 1, T, T] takes too much memory
 
 
@@ -37,13 +37,14 @@ def choose(case: Case, wanted: str = "auto", where: str = "config") -> str:
     Raises:
       UserError: the wanted backend cannot serve the case.
     """
-    fit = [name for name in _preferred(case) if BACKENDS[name].refuses(case) is None]
-    if wanted == "auto" or (wanted == "banded" and case.window is None):
-        return fit[0]
-    reason = BACKENDS[wanted].refuses(case)
+    preferred = wanted == "auto" or (wanted == "banded" and case.window is None)
+    reason = None if preferred else BACKENDS[wanted].refuses(case)
+    if not preferred and reason is None:
+        return wanted  # without a look at the length, which may be a symbol
+    fit = next(name for name in _preferred(case) if BACKENDS[name].refuses(case) is None)
     if reason is not None:
-        raise UserError(f"{where}.model.attention={wanted!r}: {reason}; choose {fit[0]!r}, or 'auto'")
-    return wanted
+        raise UserError(f"{where}.model.attention={wanted!r}: {reason}; choose {fit!r}, or 'auto'")
+    return fit
 
 
 def _preferred(case: Case) -> list[str]:

@@ -31,9 +31,22 @@ def attend(
 ) -> jax.Array:
     """See `backends.attend`; `local` is bool []: where it is False, the case's window is left out."""
     q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segments_BxT = inputs
-    T = case.length
-    seen = None
-    if case.rows != "full":
+    seen = visible(case, segments_BxT, local)
+    q_BxHxTxK, k_BxHxTxK, v_BxHxTxK = (x.swapaxes(1, 2) for x in (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK))
+    return softmax_attention(scale, q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, seen, bias_BxHxTxT).swapaxes(1, 2)
+
+
+def visible(case: Case, segments_BxT: jax.Array, local: jax.Array | None = None) -> jax.Array | None:
+    """Returns whether a query sees a key, bool [B or 1, 1, T or 1, T]; None: all do.
+
+    Args:
+      case, segments_BxT: see `attend`; padding sees all tokens of its row, so that what it gives is finite.
+      local: see `attend`.
+    """
+    T, seen = case.length, None
+    if case.rows == "padded":
+        seen = segments_BxT[:, None, None, :] > 0
+    elif case.rows == "packed":
         queries, keys = segments_BxT[:, None, :, None], segments_BxT[:, None, None, :]
         seen = ((queries == keys) | (queries == 0)) & (keys > 0)
     distance = (jnp.arange(T)[:, None] - jnp.arange(T)[None, :])[None, None]
@@ -42,8 +55,7 @@ def attend(
     if case.window is not None:
         near = jnp.abs(distance) <= case.window
         seen = both(seen, near if local is None else near | ~local)
-    q_BxHxTxK, k_BxHxTxK, v_BxHxTxK = (x.swapaxes(1, 2) for x in (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK))
-    return softmax_attention(scale, q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, seen, bias_BxHxTxT).swapaxes(1, 2)
+    return seen
 
 
 def both(seen: jax.Array | None, also: jax.Array) -> jax.Array:
@@ -64,7 +76,8 @@ def _forward(
     if bias_BxHxTxS is not None:
         logits += bias_BxHxTxS
     if seen_BxHxTxS is not None:
-        logits = jnp.where(seen_BxHxTxS, logits, -jnp.inf)
+        # Added, not selected: on CPUs XLA then computes all of this function as one program.
+        logits += jnp.where(seen_BxHxTxS, 0.0, -jnp.inf)
     # Finite bounds, so that a row that sees nothing has weights of 0, not NaN.
     exponentials = jnp.exp(logits - jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), -1e30))
     weights = exponentials / jnp.maximum(jnp.sum(exponentials, axis=-1, keepdims=True), 1e-30)
