@@ -1,16 +1,22 @@
-"""Masked-LM pretraining on one GPU: tokens a second and the share of its peak, beside PyTorch with SDPA and compile.
+"""One GPU, beside PyTorch with SDPA and compile: masked-LM pretraining, and prediction in int8 and bfloat16.
 
     python experiments/benchmarks/gpu.py [--sizes=base,large] [--lengths=512,1024] [--tokens=32768] [--steps=20] \\
-        [--torch_python=PYTHON_WITH_TRANSFORMERS_5_AND_TORCH]
+        [--batches=1,32,256] [--predict_length=128] [--torch_python=PYTHON_WITH_TRANSFORMERS_5_AND_TORCH]
 
 BERT in bfloat16 with float32 parameters, AdamW, 15% of the positions predicted, rows packed full. Ours keeps four
 documents a row apart, by the backend that the door to attention picks or `--attention` names. PyTorch has the easier
 task of one document a row, without any mask, in `torch.compile`d bfloat16 autocast; its head runs on the same positions
 alone, as ours does. Each side and shape has a process of its own. Cost: six to nine minutes on an H100, most of it
-compilation; `--seconds` stops before a shape that would start later.
+compilation, and two or three more for prediction; `--seconds` stops before a shape that would start later.
+
+Then the first size classifies padded texts, half as long as a row up to all of it, with random weights: ours in int8,
+one scale a channel and a token, what is between the products in bfloat16; ours in bfloat16; and PyTorch, its weights in
+bfloat16, by `torch.compile`. `--lengths=` leaves pretraining out, `--batches=` prediction.
 
 How to read it: `tokens/s` from the median step; in parentheses how many times as many ours has. `utilisation` is
-FLOPs by the model's shapes (`models/flops.py`) over the peak of the data sheet; both sides count the same FLOPs.
+FLOPs by the model's shapes (`models/flops.py`) over the peak of the data sheet; both sides count the same FLOPs. Of
+prediction, `texts/s` and the median call, from arrays on the host to logits there, and how many times as long PyTorch
+takes, or ours in bfloat16.
 """
 
 from __future__ import annotations
@@ -33,6 +39,8 @@ SIZES = flags.DEFINE_list("sizes", ["base", "large"], "Named sizes of models/siz
 LENGTHS = flags.DEFINE_list("lengths", ["512", "1024"], "Tokens a row.")
 TOKENS = flags.DEFINE_integer("tokens", 32_768, "Tokens a step; half of it for `large`.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 20, "Steps that are timed.", lower_bound=1)
+BATCHES = flags.DEFINE_list("batches", ["1", "32", "256"], "Rows of the batches that are predicted.")
+PREDICT_LENGTH = flags.DEFINE_integer("predict_length", 128, "Their length.", lower_bound=2)
 SECONDS = flags.DEFINE_float("seconds", 560.0, "No shape starts later than this after the start.")
 ATTENTION = flags.DEFINE_string("attention", "auto", "As config.model.attention.")
 VOCABULARY, RATE, MASK, MASK_ID, DOCUMENTS, WARM = 30_528, 0.15, 103, 103, 4, 3
@@ -46,8 +54,12 @@ Run = tuple[
 def shape() -> tuple[str, int, int]:
     """Returns size, rows and length of this process."""
     size, length = SIZES.value[0], int(LENGTHS.value[0])
-    tokens = TOKENS.value // 2 if size == "large" else TOKENS.value
-    return size, max(tokens // length, 1), length
+    return size, *rows_of(size, length)
+
+
+def rows_of(size: str, length: int) -> tuple[int, int]:
+    """Returns rows and length of a step."""
+    return max((TOKENS.value // 2 if size == "large" else TOKENS.value) // length, 1), length
 
 
 def settings(size: str, length: int) -> Any:
@@ -154,10 +166,69 @@ def pytorch() -> Run:
     return advance, wait, {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
 
 
+def texts() -> tuple[np.ndarray, np.ndarray]:
+    """Returns token ids and mask [rows, length] of this process's batch."""
+    rows, length = int(BATCHES.value[0]), PREDICT_LENGTH.value
+    lengths = np.linspace(length, length / 2, rows).astype(int)
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
+    return tokens(rows, length) * mask, mask
+
+
+def predict_ours(form: str) -> Run:
+    """This package, with weights in a form, and bfloat16 between the products."""
+    import jax
+
+    from lepton_jax.compress import quantize_int8
+    from lepton_jax.models.transformer import Transformer, init_params, unstack
+
+    model = Transformer(settings(SIZES.value[0], PREDICT_LENGTH.value), "classification", 2)
+
+    def make(key: jax.Array) -> Any:
+        params = init_params(model, key)
+        if form == "int8":
+            return quantize_int8(params)
+        return jax.tree.map(lambda leaf: leaf.astype("bfloat16"), params)
+
+    params = unstack(jax.jit(make)(jax.random.key(0)))
+    apply = jax.jit(lambda params, ids, mask: model.apply({"params": params}, ids, mask, packed=False)["logits"])
+    batch = texts()
+    device = jax.devices()[0]
+    return lambda: np.asarray(apply(params, *batch)), lambda: None, {"device": device.device_kind}
+
+
+def predict_pytorch() -> Run:
+    """PyTorch, with weights in bfloat16."""
+    torch, transformers = peers.load("torch"), peers.load("transformers")
+    from lepton_jax.models.sizes import SIZES as named
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = {name.replace("num_layers", "num_hidden_layers").replace("num_heads", "num_attention_heads"): value
+            for name, value in named[SIZES.value[0]].items()}  # fmt: skip
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY, max_position_embeddings=PREDICT_LENGTH.value, attn_implementation="sdpa", **size
+    )
+    model = transformers.BertForSequenceClassification(config).to(device, torch.bfloat16).eval()
+    compiled = torch.compile(lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits.float())
+    batch = texts()
+
+    def advance() -> Any:
+        with torch.inference_mode():
+            ids, mask = (torch.from_numpy(array).to(device) for array in batch)
+            return compiled(ids, mask).cpu()
+
+    return advance, lambda: None, {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
+
+
+SIDES: dict[str, Callable[[], Run]] = {
+    "ours": ours, "torch": pytorch,
+    "ours int8": lambda: predict_ours("int8"), "ours bfloat16": lambda: predict_ours("bfloat16"),
+    "torch bfloat16": predict_pytorch,
+}  # fmt: skip
+
+
 def run_side(side: str) -> None:
     """Answers with the milliseconds of each step, the time to the first one, and what the side knows."""
-    _, rows, length = shape()
-    advance, wait, known = {"ours": ours, "torch": pytorch}[side]()
+    advance, wait, known = SIDES[side]()
     times, first = [], 0.0
     for _ in range(WARM + STEPS.value):
         start = time.perf_counter()
@@ -165,7 +236,7 @@ def run_side(side: str) -> None:
         wait()
         times.append(1e3 * (time.perf_counter() - start))
         first = first or time.perf_counter() - START
-    peers.answer({"milliseconds": times[WARM:], "first": first, "tokens": rows * length, **known})
+    peers.answer({"milliseconds": times[WARM:], "first": first, **known})
 
 
 def main(argv: list[str]) -> None:
@@ -173,8 +244,16 @@ def main(argv: list[str]) -> None:
         run_side(peers.SIDE.value)
         return
     os.environ.setdefault("PYTHONPATH", str(Path(__file__).resolve().parents[2]))  # PyTorch's Python may lack us
-    pythons = {"ours": sys.executable} | ({"torch": peers.TORCH.value} if peers.TORCH.value else {})
     script = str(Path(argv[0]).resolve())
+    if LENGTHS.value:
+        compare_steps(script)
+    if BATCHES.value:
+        compare_predictions(script)
+
+
+def compare_steps(script: str) -> None:
+    """Prints the table of pretraining."""
+    pythons = {"ours": sys.executable} | ({"torch": peers.TORCH.value} if peers.TORCH.value else {})
     print("| device | size | rows | | tokens/s | step | utilisation | first step |\n|---|---|---|---|---|---|---|---|")
     for size in SIZES.value:
         for length in LENGTHS.value:
@@ -186,17 +265,38 @@ def main(argv: list[str]) -> None:
                 side: peers.ask(side, python, script, *arguments, f"--attention={ATTENTION.value}")
                 for side, python in pythons.items()
             }
-            mine = found["ours"]
+            mine, count = found["ours"], math.prod(rows_of(size, int(length)))
             for side, each in found.items():
                 step = float(np.median(each["milliseconds"])) / 1e3
                 own_step = float(np.median(mine["milliseconds"])) / 1e3
                 ratio = "" if side == "ours" else f" ({step / own_step:.2f}x)"
                 share = f"{mine['flops'] / step / mine['peak']:.1%}" if mine["peak"] else ""
                 print(
-                    f"| {each['device']} | {size} | {each['tokens'] // int(length)} x {length} | {side} "
-                    f"| {each['tokens'] / step:,.0f}{ratio} | {1e3 * step:.1f} ms | {share} | {each['first']:.0f} s |",
+                    f"| {each['device']} | {size} | {count // int(length)} x {length} | {side} "
+                    f"| {count / step:,.0f}{ratio} | {1e3 * step:.1f} ms | {share} | {each['first']:.0f} s |",
                     flush=True,
                 )
+
+
+def compare_predictions(script: str) -> None:
+    """Prints the table of prediction."""
+    size, length = SIZES.value[0], PREDICT_LENGTH.value
+    pythons = {"ours int8": sys.executable, "ours bfloat16": sys.executable}
+    pythons |= {"torch bfloat16": peers.TORCH.value} if peers.TORCH.value else {}
+    print("\n| device | size | rows | | texts/s | call | first call |\n|---|---|---|---|---|---|---|")
+    for rows in BATCHES.value:
+        if time.perf_counter() - START > SECONDS.value:
+            print(f"no time is left for batches of {rows}")
+            continue
+        arguments = [f"--sizes={size}", f"--batches={rows}", f"--predict_length={length}", f"--steps={STEPS.value}"]
+        found = {side: peers.ask(side, python, script, *arguments, f"--attention={ATTENTION.value}")
+                 for side, python in pythons.items()}  # fmt: skip
+        own = float(np.median(found["ours int8"]["milliseconds"]))
+        for side, each in found.items():
+            call = float(np.median(each["milliseconds"]))
+            ratio = "" if side == "ours int8" else f" ({call / own:.2f}x)"
+            print(f"| {each['device']} | {size} | {rows} x {length} | {side} | {1e3 * int(rows) / call:,.0f}{ratio} "
+                  f"| {call:.2f} ms | {each['first']:.0f} s |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
