@@ -77,6 +77,24 @@ def test_a_mask_of_a_long_text_is_seen_among_its_neighbours(make_bundle, predict
         assert masked.places == [at] and len(masked.ids[0]) == 16
 
 
+def test_spaces_before_a_mask_are_no_tokens():
+    """A byte-level vocabulary would make a token of each, where the token that fills the mask begins with one."""
+    seen = []
+
+    class Letters:
+        mask_id = 0
+
+        def encode(self, texts):
+            seen.extend(texts)
+            return [np.array([ord(letter) for letter in text], np.int32) for text in texts]
+
+        def with_specials(self, ids):
+            return np.concatenate([[1], ids, [2]]).astype(np.int32)
+
+    found = masks.encode(Letters(), ["I  [MASK] you [MASK]"], 16)  # pyright: ignore[reportArgumentType]
+    assert seen == ["I", " you", ""] and found.places == [2, 7]
+
+
 def test_texts_with_no_mask_or_too_many_are_told_so(predictor):
     none, many = predictor(["abc", "[MASK]" * 70])
     assert none == {"masks": [], "warning": "the text has no [MASK]"}

@@ -66,6 +66,16 @@ def test_distances_are_those_of_scipy(predictor, profile):
     )
 
 
+def test_the_distance_of_embeddings_is_in_deviations_of_the_reference(predictor, profile):
+    texts = make_texts(40, 7, ["abc", "gh ij"])
+    now = infer.measure(predictor, texts)
+    assert np.abs(np.subtract(now.deviation, profile.deviation)).max() > 0.05
+    shift = (np.array(now.mean) - np.array(profile.mean)) / np.array(profile.deviation)
+    found = infer.drift(profile, texts)["embedding"]
+    assert found["distance"] == pytest.approx(np.sqrt((shift**2).mean()), rel=1e-4)
+    assert found["expected"] == pytest.approx(np.sqrt(1 / 120 + 1 / 40))
+
+
 def test_unknown_tokens_are_counted(predictor, profile):
     assert predictor.tokenizer.unk_id is not None
     strange = dataclasses.replace(profile, unknown=(0.0,) * 50 + (1.0,) * 50)
