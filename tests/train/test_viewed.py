@@ -21,6 +21,7 @@ PLAIN = OptimConfig(name="sgd", momentum=0.0, weight_decay=0.0, clip_norm=0.0, s
 CONFIG = Config(optim=PLAIN, train=TrainConfig(learning_rate=RATE, steps=100))
 
 
+@pytest.mark.once
 def test_a_mesh_changes_little_but_which_way_a_tie_is_rounded(training, rows, numbers):
     """A sum in another order may end on the other side of a half: the tolerances are those of a few roundings."""
     setup = training("masked_lm", optim=CONFIG.optim, train=CONFIG.train)
