@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import optax
 
 from lepton_jax.compress import Inputs, fake_int8
