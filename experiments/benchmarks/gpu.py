@@ -190,7 +190,12 @@ def predict_ours(form: str) -> Run:
         return jax.tree.map(lambda leaf: leaf.astype("bfloat16"), params)
 
     params = unstack(jax.jit(make)(jax.random.key(0)))
-    apply = jax.jit(lambda params, ids, mask: model.apply({"params": params}, ids, mask, packed=False)["logits"])
+
+    def forward(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        out: Any = model.apply({"params": params}, ids, mask, packed=False)
+        return out["logits"]
+
+    apply = jax.jit(forward)
     batch = texts()
     device = jax.devices()[0]
     return lambda: np.asarray(apply(params, *batch)), lambda: None, {"device": device.device_kind}

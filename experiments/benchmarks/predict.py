@@ -51,7 +51,7 @@ PYTHON311 = flags.DEFINE_string("python311", "", "Another Python that has this p
 ENGINES = flags.DEFINE_list("engines", [], "Only those whose names begin so.")
 INPUTS = flags.DEFINE_enum("inputs", "percentile", ["absmax", "percentile", "mse"], "compress.inputs, of static int8.")
 SMOOTH = flags.DEFINE_float("smooth", 0.5, "compress.smooth, likewise.", 0, 1)
-LENGTHS = flags.DEFINE_list("lengths", [16, 24, 32, 48, 64, 96, 128, 192, 256, 384], "infer.lengths, of ours.")
+LENGTHS = flags.DEFINE_list("lengths", "16,24,32,48,64,96,128,192,256,384", "infer.lengths, of ours.")
 THREADS = flags.DEFINE_integer("threads", 2, "Of every engine.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns that each measure has on each side.", lower_bound=1)
 QUICK = flags.DEFINE_bool("quick", False, "200 test texts, 16 posts, 2 rounds at most, fewer sizes and calls.")
@@ -89,7 +89,7 @@ def prepare(folder: Path) -> dict[str, Any]:
     bundle = dataclasses.replace(bundle, card=dataclasses.replace(bundle.card, max_length=MAX_LENGTH))
     hub.write(folder / "float32", bundle)
     hub.save(folder / others.CHECKPOINT, bundle)
-    static: Any = CompressConfig(method="int8", inputs=INPUTS.value, smooth=SMOOTH.value)
+    static = build(CompressConfig, {"method": "int8", "inputs": INPUTS.value, "smooth": SMOOTH.value}, "compress")
     hub.write(folder / "int8", quantised(bundle, CompressConfig(method="int8"), data.train))
     hub.write(folder / "int8, static", quantised(bundle, static, data.train))
     chosen = data.test.take(spread(range(len(data.test)), 200 if QUICK.value else len(data.test)))
@@ -175,14 +175,14 @@ def run_side(side: str) -> None:
 
     found["batch"] = {}
     for name, rows in ids.items():
-        seconds = {}
+        times: dict[int, float] = {}
         for size in (16, SHARED) if QUICK.value else (8, 16, SHARED, 64):
             engines.setdefault(size, sized(size))
             made = [batch for _, batch in others.batches(engines[size], rows, size)]
             engines[size].run(made)
-            seconds[size] = min(timed(lambda size=size, made=made: engines[size].run(made)) for _ in range(2))
+            times[size] = min(timed(lambda size=size, made=made: engines[size].run(made)) for _ in range(2))
             peers.wait()
-        found["batch"][name] = min(seconds, key=seconds.__getitem__)
+        found["batch"][name] = min(times, key=times.__getitem__)
     engines = {size: engines[size] for size in {SHARED, *found["batch"].values()}}
 
     long = [row[:128] for row in ids[POSTS] if len(row) >= 128]

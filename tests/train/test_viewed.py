@@ -7,8 +7,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import optax
+import pytest
 
 from lepton_jax.compress import Inputs, fake_int8
 from lepton_jax.config import Config, OptimConfig, TrainConfig
