@@ -253,6 +253,9 @@ CHECKS = {
     "smoothing is for classes": (
         "finetune", {"task__label_smoothing": 0.1, "task__name": "regression"}, {"task__label_smoothing": 0.0},
         "config.task.label_smoothing=0.1: is for 'classification', 'multi_label', 'token_classification', not for"),
+    "a bucket fits the model": (
+        "finetune", {"infer__lengths": (16, 256)}, {"infer__lengths": (16, 128)},
+        "config.infer.lengths=(16, 256): longer than the model's rows; at most data.max_length=128"),
     "a batch has rows": (
         "finetune", {"infer__batch_sizes": ()}, {"infer__batch_sizes": (4,)},
         "config.infer.batch_sizes=(): must have a number of rows, such as 64"),

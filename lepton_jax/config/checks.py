@@ -107,6 +107,8 @@ def check_together(config: Config, where: str) -> None:
         require(task.name in others, "task.name", task.name,
                 f"the stage 'finetune' trains one of {', '.join(map(repr, others))}")  # fmt: skip
     check_buckets(config.infer, f"{where}.infer")
+    require(max(config.infer.lengths, default=0) <= data.max_length, "infer.lengths", config.infer.lengths,
+            f"longer than the model's rows; at most data.max_length={data.max_length}")  # fmt: skip
     require(config.infer.attention == "auto" or config.compress.method == "int8", "infer.attention",
             config.infer.attention, "is for compress.method='int8'")  # fmt: skip
     for name, default in (("inputs", "dynamic"), ("smooth", 0.0), ("aware", False), ("max_drop", 1.0)):

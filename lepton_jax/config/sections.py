@@ -210,8 +210,8 @@ class CompressConfig:
 class InferConfig:
     """Each length with each batch size is a program, which is compiled once."""
 
-    # Tokens that rows are padded to; those beyond the model's length, which comes last, are left out. Empty: chosen by
-    # the lengths of the model's validation texts, else 16, 32, 64, ...
+    # Tokens that rows are padded to; the model's own length comes last. Empty: chosen by the lengths of the model's
+    # validation texts, else 16, 32, 64, ...
     lengths: tuple[int, ...] = ()
     batch_sizes: tuple[int, ...] = (1, 8, 64)  # rows that batches are padded to
     devices: int = number(0, 0)  # of this process, each of which computes its share of a batch; 0: all

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lepton_jax.core.errors import UserError
 from lepton_jax.data.bucketing import bucket_of
 
 _MOST = 5  # lengths: each is a compilation
@@ -54,13 +55,18 @@ def make(
     """Returns the buckets of a predictor.
 
     Args:
-      lengths: tokens, increasing; those beyond the model's length are left out. (): chosen by `seen`, else the powers
-        of two from 16 on.
+      lengths: tokens, increasing; the model's own comes last in any case. (): chosen by `seen`, else the powers of two
+        from 16 on.
       counts: rows, increasing; each is rounded up to a multiple of `devices`.
       max_length: of the model.
       seen: int [n], how many tokens rows have had, see `choose`.
       devices: how many the rows are spread over.
+
+    Raises:
+      UserError: a length is beyond the model's.
     """
+    if lengths and lengths[-1] > max_length:
+        raise UserError(f"infer.lengths={tuple(lengths)!r}: the model reads at most {max_length} tokens")
     if not lengths:
         powers = [1 << power for power in range(_SHORTEST.bit_length() - 1, max_length.bit_length())]
         lengths = powers if seen is None else choose(seen, max_length)

@@ -37,7 +37,7 @@ def test_lengths_are_chosen_by_what_was_seen():
     assert make((), (8,), 8).lengths == (8,)
     short = make((), (8,), 128, seen=np.full(100, 21)).lengths
     assert short == (24, 128) or (24 in short and short[-1] == 128)
-    assert make((12, 64, 500), (8,), 100, seen=np.full(100, 21)).lengths == (12, 64, 100)
+    assert make((12, 64), (8,), 100, seen=np.full(100, 21)).lengths == (12, 64, 100)
     assert choose(np.array([5000] * 3 + [90] * 10), 8192)[-1] == 8192
 
 
