@@ -60,7 +60,7 @@ def tune(tiny_config, sources, tmp_path):
     def run(kind="classes", name="run", /, **changes):
         config = tiny_config("finetune")
         config.data.update(train=sources[kind], batching="bucketed" if kind == "sets" else "padded")
-        config.infer.lengths = (32,)  # each length is a compilation
+        config.infer.lengths = (16,)  # each length is a compilation
         config.compress.method = "none"
         for path, value in changes.items():
             section, field = path.split("__")
