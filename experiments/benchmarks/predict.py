@@ -33,7 +33,7 @@ START = time.perf_counter()  # of the process, before any library is loaded
 import json  # noqa: E402
 import os  # noqa: E402
 import platform  # noqa: E402
-import resource  # noqa: E402
+import re  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 from collections.abc import Callable, Sequence  # noqa: E402
@@ -51,7 +51,6 @@ PYTHON311 = flags.DEFINE_string("python311", "", "Another Python that has this p
 ENGINES = flags.DEFINE_list("engines", [], "Only those whose names begin so.")
 INPUTS = flags.DEFINE_enum("inputs", "percentile", ["absmax", "percentile", "mse"], "compress.inputs, of static int8.")
 SMOOTH = flags.DEFINE_float("smooth", 0.5, "compress.smooth, likewise.", 0, 1)
-LENGTHS = flags.DEFINE_list("lengths", "16,24,32,48,64,96,128,192,256,384", "infer.lengths, of ours.")
 THREADS = flags.DEFINE_integer("threads", 2, "Of every engine.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns that each measure has on each side.", lower_bound=1)
 QUICK = flags.DEFINE_bool("quick", False, "200 test texts, 16 posts, 2 rounds at most, fewer sizes and calls.")
@@ -117,7 +116,8 @@ def ours(form: str, folder: Path) -> Callable[[int], others.Engine]:
     names = json.loads((folder / "texts.json").read_text())["names"]
 
     def sized(size: int) -> others.Engine:
-        config = InferConfig(lengths=tuple(map(int, LENGTHS.value)), batch_sizes=tuple(sorted({1, 8, size})))
+        lengths = (32, 64, 128, 256) if QUICK.value else (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
+        config = InferConfig(lengths=lengths, batch_sizes=tuple(sorted({1, 8, size})))
         if LOADING.value:
             predictor = infer.load(where, precision)  # with all its programs
         else:
@@ -141,6 +141,11 @@ def timed(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+def peak_memory() -> float:
+    """Returns the most MiB that this program had in memory; what getrusage says may be of the one that started it."""
+    return int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
 
 
 def run_side(side: str) -> None:
@@ -170,7 +175,7 @@ def run_side(side: str) -> None:
         np.savez(folder / f"{side} {name}.npz", logits=logits, tokens=np.concatenate(ids[name]))
         if np.mean(logits.argmax(-1) == engine.predict(texts)) < 0.99:
             raise SystemExit(f"the labels of {name} are not those of the largest logits")
-    found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found["memory"] = peak_memory()
     peers.wait()
 
     found["batch"] = {}
@@ -323,7 +328,6 @@ def run(script: str, folder: Path) -> None:
     """Prepares, and compares ours with the others, and with OpenVINO alone once more where there is another Python."""
     texts = prepare(folder)
     common = [f"--folder={folder}", f"--threads={THREADS.value}", f"--rounds={ROUNDS.value}", f"--quick={QUICK.value}"]
-    common.append(f"--lengths={','.join(map(str, LENGTHS.value))}")
     theirs = chosen(others.PEERS) if PEERS.value else []
     if theirs:
         versions = peers.ask("export", PEERS.value, script, *common)
