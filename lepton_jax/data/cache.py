@@ -14,8 +14,6 @@ import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import jax
-
 from lepton_jax.core.errors import UserError
 
 
@@ -37,6 +35,8 @@ def cache_folder(cache: str) -> Path:
 
 def keep_compiled(cache: str = "") -> None:
     """Turns JAX's persistent compilation cache on, unless the environment or the caller has chosen one."""
+    import jax  # here, for processes that tokenise do without it
+
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder(cache) / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
