@@ -37,16 +37,14 @@ def attend(
 
 
 def visible(case: Case, segments_BxT: jax.Array, local: jax.Array | None = None) -> jax.Array | None:
-    """Returns whether a query sees a key, bool [B or 1, 1, T or 1, T]; None: all do.
+    """Returns whether a query sees a key, bool [B or 1, 1, T, T]; None: all do.
 
     Args:
       case, segments_BxT: see `attend`; padding sees all tokens of its row, so that what it gives is finite.
       local: see `attend`.
     """
     T, seen = case.length, None
-    if case.rows == "padded":
-        seen = segments_BxT[:, None, None, :] > 0
-    elif case.rows == "packed":
+    if case.rows != "full":
         queries, keys = segments_BxT[:, None, :, None], segments_BxT[:, None, None, :]
         seen = ((queries == keys) | (queries == 0)) & (keys > 0)
     distance = (jnp.arange(T)[:, None] - jnp.arange(T)[None, :])[None, None]
