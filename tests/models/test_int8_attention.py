@@ -134,7 +134,6 @@ def test_a_window_that_may_hold_is_the_one_or_the_other():
     np.testing.assert_allclose(decided(False), far, atol=1e-6)
 
 
-@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="it multiplies int8 as int32")
 def test_products_are_not_widened():
     """XLA multiplies int8 by int8 only in some layouts, and else converts both to int32 first."""
     shape = jax.ShapeDtypeStruct((4, 128, 12, 32), jnp.float32)
