@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tables
 from absl import app, flags
 from jax import lax
 
@@ -135,13 +136,6 @@ def attend(texts: int, length: int, heads: int, size: int) -> dict[str, Any]:
     return line | {"error": f"{np.abs(found - exact).max() / exact.std():.3f}"}
 
 
-def table(lines: list[dict[str, Any]]) -> None:
-    print(f"| {' | '.join(lines[0])} |\n|{'---|' * len(lines[0])}")
-    for line in lines:
-        print(f"| {' | '.join(map(str, line.values()))} |")
-    print(flush=True)
-
-
 def main(argv: list[str]) -> None:
     del argv
     device = jax.devices()[0]
@@ -149,9 +143,9 @@ def main(argv: list[str]) -> None:
     print(f"{device.device_kind}, {platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, "
           f"JAX {jax.__version__}, {qwix}\n")  # fmt: skip
     if "layers" in TABLES.value:
-        table([layer(texts * rows, inputs, outputs) for texts, rows, inputs, outputs in LAYERS])
+        tables.show([layer(texts * rows, inputs, outputs) for texts, rows, inputs, outputs in LAYERS])
     if "attention" in TABLES.value:
-        table([attend(*shape) for shape in ATTENTION])
+        tables.show([attend(*shape) for shape in ATTENTION])
 
 
 if __name__ == "__main__":

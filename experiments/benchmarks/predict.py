@@ -43,6 +43,7 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 import peers  # noqa: E402
 import predict_peers as others  # noqa: E402
+import tables  # noqa: E402
 from absl import app, flags  # noqa: E402
 
 RUN = flags.DEFINE_string("run", "", "The folder of a fine-tuning, of one seed.")
@@ -245,12 +246,11 @@ def megabytes(path: Path) -> float:
     return sum(file.stat().st_size for file in files) / 1e6
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    print("\n" + "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)), flush=True)
-
-
 def report(found: dict[str, Any], texts: dict[str, Any], folder: Path) -> None:
     """Prints the tables of some sides."""
+
+    def show(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+        tables.show([dict(zip(head, line, strict=True)) for line in lines])
 
     def ratio(name: str, measure: str) -> str:
         """Returns how many times as fast a side is as the mark."""
@@ -268,7 +268,7 @@ def report(found: dict[str, Any], texts: dict[str, Any], folder: Path) -> None:
                 name, *(f"{rate:,.0f}{ratio(name, f'{file} {kind}')}" for kind, rate in rates.items()),
                 f"{side['batch'][file]}", f"{1e3 * np.median(side['seconds'][f'{file} tokens']):.0f} ms",
             ])  # fmt: skip
-        table((f"{len(own)} {file}", "texts/s", "model", f"texts/s, batch {SHARED}", "batch", "tokenising"), lines)
+        show((f"{len(own)} {file}", "texts/s", "model", f"texts/s, batch {SHARED}", "batch", "tokenising"), lines)
     lines = []
     for name, side in found.items():
         cells = [name]
@@ -280,7 +280,7 @@ def report(found: dict[str, Any], texts: dict[str, Any], folder: Path) -> None:
             cells.append(f"{np.median(calls):.1f}{tail} ms"
                          + (f" ({np.median(mark / own):.2f}x)" if MARK in found and name != MARK else ""))  # fmt: skip
         lines.append(cells)
-    table(("", "1 x 128: median, 99%", "one text: median, 99%", "32 x 128"), lines)
+    show(("", "1 x 128: median, 99%", "one text: median, 99%", "32 x 128"), lines)
     lines = []
     for name, side in found.items():
         logits = np.load(folder / f"{name} {TEST}.npz")["logits"]
@@ -291,7 +291,7 @@ def report(found: dict[str, Any], texts: dict[str, Any], folder: Path) -> None:
             name, f"{side['size']:.0f} MB", *times, f"{side['memory']:,.0f} MiB", f"{quality:.1%}",
             f"{side['same']:.1%}", f"{side['off']:.2g}",
         ])  # fmt: skip
-    table(("", "size", "load: first, again", "first answer", "memory", "accuracy", "same", "off"), lines)
+    show(("", "size", "load: first, again", "first answer", "memory", "accuracy", "same", "off"), lines)
 
 
 def size_of(name: str, folder: Path) -> float:

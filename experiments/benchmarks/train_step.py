@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tables
 from absl import app, flags
 
 from lepton_jax import cpus
@@ -149,19 +150,12 @@ def time_compilation(depth: int) -> dict[str, Any]:
     return {"layers": depth, **found}
 
 
-def table(lines: list[dict[str, Any]]) -> None:
-    print(f"| {' | '.join(lines[0])} |\n|{'---|' * len(lines[0])}")
-    for line in lines:
-        print(f"| {' | '.join(map(str, line.values()))} |")
-    print(flush=True)
-
-
 def main(argv: list[str]) -> None:
     del argv
     if DTYPES.value:
-        table([time_step(dtype) for dtype in DTYPES.value])
+        tables.show([time_step(dtype) for dtype in DTYPES.value])
     if DEPTHS.value:
-        table([time_compilation(int(depth)) for depth in DEPTHS.value])
+        tables.show([time_compilation(int(depth)) for depth in DEPTHS.value])
 
 
 if __name__ == "__main__":

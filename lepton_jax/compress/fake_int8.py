@@ -11,20 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lepton_jax.compress.calibration import Inputs
-from lepton_jax.compress.int8 import shared_axis
-from lepton_jax.core import trees
+from lepton_jax.compress.int8 import map_weights
 from lepton_jax.core.fake_int8 import FakeInt8
 
 
 def fake_int8(params: Any, keep_float: Sequence[str] = (), inputs: Mapping[str, Inputs] | None = None) -> Any:
     """Maps float parameters to the tree in which kernels and embedding tables are `FakeInt8`, see `quantize_int8`."""
-    inputs = inputs or {}
-
-    def convert(path: str, leaf: Any) -> Any:
-        axis = shared_axis(path, keep_float)
-        if axis is None:
-            return leaf
-        step, smooth = inputs.get(path, Inputs())
-        return FakeInt8(leaf, step, smooth, axis)
-
-    return trees.map_with_path(convert, params)
+    return map_weights(lambda leaf, axis, own: FakeInt8(leaf, *own, axis), params, keep_float, inputs)

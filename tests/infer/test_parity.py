@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import string
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,12 +27,19 @@ TEXTS = [
 TEXTS += ["\u5728\u5317\u4eac and merlo\uff0c ok"]
 
 
-def write_vocabulary(folder: Path) -> list[str]:
+def make_theirs(folder: Path, name: str, **settings: Any) -> tuple[Any, Any]:
+    """Returns (a random model of a class of `transformers`, its tokenizer), which lie in a folder."""
     letters = [*string.digits, *string.punctuation, *string.ascii_lowercase, "\u5728", "\u5317", "\uff0c"]
     suffixes = [f"##{piece}" for piece in [*string.ascii_lowercase, *SYLLABLES]]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *suffixes, *SYLLABLES]
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
-    return vocabulary
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary), max_position_embeddings=64, initializer_range=0.5, **SIZES, **settings
+    )
+    theirs = getattr(transformers, name)(config).eval()
+    theirs.save_pretrained(folder)
+    return theirs, transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def make_texts() -> list[str]:
@@ -42,17 +50,11 @@ def make_texts() -> list[str]:
 
 @pytest.mark.parametrize("labels", [("O", "B-LOC", "I-LOC", "B-PER", "I-PER"), ("LABEL_0", "O", "NAME")])
 def test_entities_are_those_of_the_pipeline(tmp_path, labels):
-    vocabulary = write_vocabulary(tmp_path)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary), max_position_embeddings=64, initializer_range=0.5, **SIZES,
-        id2label=dict(enumerate(labels)), label2id={label: number for number, label in enumerate(labels)},
-    )  # fmt: skip
-    theirs = transformers.BertForTokenClassification(config).eval()
+    names, numbers = dict(enumerate(labels)), {label: number for number, label in enumerate(labels)}
+    theirs, tokenizer = make_theirs(tmp_path, "BertForTokenClassification", id2label=names, label2id=numbers)
     with torch.no_grad():
         theirs.classifier.weight *= 2
     theirs.save_pretrained(tmp_path)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     pipeline = transformers.pipeline(
         "token-classification", model=theirs, tokenizer=tokenizer, aggregation_strategy="first"
     )
@@ -76,14 +78,7 @@ def test_entities_are_those_of_the_pipeline(tmp_path, labels):
 
 
 def test_masks_are_filled_as_by_the_pipeline(tmp_path):
-    vocabulary = write_vocabulary(tmp_path)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary), max_position_embeddings=64, initializer_range=0.5, **SIZES
-    )
-    theirs = transformers.BertForMaskedLM(config).eval()
-    theirs.save_pretrained(tmp_path)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    theirs, tokenizer = make_theirs(tmp_path, "BertForMaskedLM")
     pipeline = transformers.pipeline("fill-mask", model=theirs, tokenizer=tokenizer, top_k=12)
     predictor = infer.load(tmp_path, config=InferConfig((16, 32), (32,), 1), top=6)
     texts = ["ka [MASK] lo", "[MASK]", "mer,[MASK] tin [MASK].", "  su [MASK]ba"]
@@ -102,14 +97,7 @@ def test_masks_are_filled_as_by_the_pipeline(tmp_path):
 
 
 def test_embeddings_are_the_mean_of_the_hidden_states(tmp_path):
-    vocabulary = write_vocabulary(tmp_path)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary), max_position_embeddings=64, initializer_range=0.5, **SIZES
-    )
-    theirs = transformers.BertModel(config).eval()
-    theirs.save_pretrained(tmp_path)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    theirs, tokenizer = make_theirs(tmp_path, "BertModel")
     texts = [text for text in make_texts() if text][:12]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
