@@ -21,6 +21,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.8",
+        "flatbuffers>=24",  # in which jax.export writes programs
         "flax>=0.12",
         "grain>=0.2.18",
         "importlib_resources",  # tensorflow-datasets needs it where TensorFlow is absent
