@@ -153,11 +153,32 @@ def test_an_interrupted_command_goes_on_where_it_was(model, tmp_path, monkeypatc
     marked = part.read_text(encoding="utf-8").replace('"label"', '"Label"', 1)
     part.write_text(marked, encoding="utf-8")  # so that what was done can be told from what is done again
     summary = stages.run(config(source, output), model)
-    assert summary["predict.texts"] == 24 and not part.exists()
+    assert [summary[f"predict.{name}"] for name in ("texts", "warnings", "errors")] == [24, 8, 0] and not part.exists()
     first, *others = lines(output)
     close([{"label" if name == "Label" else name: value for name, value in first.items()}, *others],
           lines(tmp_path / "whole.jsonl"))  # fmt: skip
     assert "Label" in first
+
+
+def test_a_model_that_was_trained_again_begins_again(model, tmp_path):
+    source, output, folder = tmp_path / "texts.txt", tmp_path / "p.jsonl", Path(shutil.copytree(model, tmp_path / "m"))
+    source.write_text("ab\ncd", encoding="utf-8")
+    job = predicting._job(config(source, output).infer, folder)
+    assert predicting._start(output, job) == predicting._start(output, job) == {"texts": 0, "errors": 0, "warnings": 0}
+    (tmp_path / "p.jsonl.part").write_text('{"error": "x"}\n')
+    assert predicting._start(output, job) == {"texts": 1, "errors": 1, "warnings": 0}
+    (folder / "model.json").write_text((folder / "model.json").read_text() + "\n")
+    assert predicting._start(output, predicting._job(config(source, output).infer, folder))["texts"] == 0
+
+
+def test_a_parquet_file_that_is_damaged_inside_is_one_line(model, tmp_path):
+    source = write(tmp_path, "parquet")
+    data = bytearray(source.read_bytes())
+    index = 8 + int.from_bytes(data[-8:-4], "little")  # at the end, which is as it was
+    data[4:-index] = b"\xff" * (len(data) - 4 - index)
+    source.write_bytes(data)
+    with pytest.raises(UserError, match=r"texts.parquet: is damaged after row 0 \(.*; restore it, then go on"):
+        stages.run(config(source, tmp_path / "p.jsonl"), model)
 
 
 def test_what_another_command_left_is_begun_again(model, tmp_path):

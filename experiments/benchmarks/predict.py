@@ -80,9 +80,6 @@ def prepare(folder: Path) -> dict[str, Any]:
     from lepton_jax.stages.compression import quantised
     from lepton_jax.workdir import read_json
 
-    def spread(texts: Sequence[Any], count: int) -> list[Any]:
-        return [texts[row] for row in np.unique(np.linspace(0, len(texts) - 1, count).astype(int))]
-
     config: DataConfig = build(DataConfig, read_json(Path(RUN.value) / "config.json")["config"]["data"], "config.data")
     data = splits.load_splits(config, "classes")
     bundle = hub.rescaled(hub.load(RUN.value))
@@ -92,12 +89,12 @@ def prepare(folder: Path) -> dict[str, Any]:
     static = build(CompressConfig, {"method": "int8", "inputs": INPUTS.value, "smooth": SMOOTH.value}, "compress")
     hub.write(folder / "int8", quantised(bundle, CompressConfig(method="int8"), data.train))
     hub.write(folder / "int8, static", quantised(bundle, static, data.train))
-    chosen = data.test.take(spread(range(len(data.test)), 200 if QUICK.value else len(data.test)))
-    posts = sources.load("tfds:newsgroups:test", label=None).texts
+    chosen = data.test.some(200) if QUICK.value else data.test
+    posts = sources.load("tfds:newsgroups:test", label=None).some(16 if QUICK.value else 256)
     texts = {
-        "files": {TEST: chosen.texts, POSTS: spread(posts, 16 if QUICK.value else 256)},
+        "files": {TEST: chosen.texts, POSTS: posts.texts},
         "labels": [bundle.card.labels.index(label) for label in chosen.labels or ()],
-        "calibration": spread(data.train.texts, static.texts),
+        "calibration": data.train.some(static.texts).texts,
         "model": {"layers": bundle.config.num_layers, "heads": bundle.config.num_heads,
                   "width": bundle.config.hidden_size},
         "names": bundle.card.labels,

@@ -20,6 +20,8 @@ import re
 from collections import Counter
 from typing import Any
 
+import numpy as np
+
 from lepton_jax.core.errors import UserError, nearest
 from lepton_jax.data import files, tfds_sets
 from lepton_jax.data.labels import Columns, Kind, parse_label, parse_spans, parse_text
@@ -49,6 +51,10 @@ class Examples:
 
         taken: dict[str, Any] = {name: chosen(getattr(self, name)) for name in ("labels", "sources", "pairs")}
         return Examples([self.texts[row] for row in rows], source_names=self.source_names, **taken)
+
+    def some(self, count: int) -> Examples:
+        """Returns at most so many of the rows, evenly spread over all of them."""
+        return self.take(np.unique(np.linspace(0, len(self) - 1, count).astype(int)).tolist()) if len(self) else self
 
 
 def load(

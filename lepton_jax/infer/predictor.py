@@ -118,8 +118,10 @@ class Predictor:
         While a device computes those, the next ones are read.
 
         Raises:
-          UserError: there are not as many pairs as texts.
+          UserError: there are not as many pairs as texts, or the model fills masks, and there are any.
         """
+        if pairs is not None and self.signature.task == "masked_lm":
+            raise UserError("predictor(texts, pairs): a filler of masks takes single texts")
         chunks = _chunks(texts, pairs, _CHUNK * self.buckets.counts[-1])
         pending: Callable[[], list[Prediction]] | None = None
         for chunk in chunks:
@@ -134,11 +136,10 @@ class Predictor:
         """Returns float64 [len(texts), C] of whole texts: probabilities of the labels, the number, or the embedding.
 
         Raises:
-          UserError: as for `outputs`; or the model classifies tokens, or fills masks.
+          UserError: as for `outputs`; or the model classifies tokens.
         """
-        if self.signature.task in ("token_classification", "masked_lm"):
-            what = "a token classifier" if self.signature.classifies_tokens else "a filler of masks"
-            raise UserError(f"predictor.scores(texts): {what} has no scores of whole texts; call it instead")
+        if self.signature.classifies_tokens:
+            raise UserError("predictor.scores(texts): a token classifier has no scores of whole texts; call it instead")
         outputs = self.outputs(texts, pairs)
         table = np.stack(outputs) if outputs else np.zeros((0, self.signature.num_outputs))
         return readings.scores(self.signature, table)
@@ -149,15 +150,17 @@ class Predictor:
         The rows are those of `encode`, so that tokens beyond the model's length have none; T counts padding, too.
 
         Raises:
-          UserError: as for a call; or an element is no text.
+          UserError: as for a call; an element is no text; or the model fills masks.
         """
+        if self.signature.task == "masked_lm":
+            raise UserError("predictor.outputs(texts): a filler of masks has none of whole texts; call it instead")
         return self.run(self.encode(texts, pairs).rows)[0]
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> reading.Encoded:
         """Returns texts as rows of at most the model's length, see `texts.encode`.
 
         Raises:
-          UserError: as for `outputs`.
+          UserError: as for a call; or an element is no text.
         """
         reading.require_sequences(texts, pairs)
         for number, fault in reading.faults(texts, pairs).items():
@@ -171,7 +174,9 @@ class Predictor:
           rows: encoded texts.
           places: of a filler of masks, where in its row each mask is.
         """
-        return self._collect(rows, self._dispatch(rows, places))
+        pending = self._dispatch(rows, places)
+        features = _collect(rows, pending, 1)
+        return _collect(rows, pending), np.stack(features) if features else np.zeros((0, 0), np.float32)
 
     def pad(
         self, rows: Rows, chosen: Sequence[int] | None = None, places: Sequence[int] = ()
@@ -217,7 +222,7 @@ class Predictor:
         pending = self._dispatch(encoded.rows)
 
         def finish() -> list[Prediction]:
-            outputs = self._collect(encoded.rows, pending)[0]
+            outputs = _collect(encoded.rows, pending)
             found = readings.read(self.signature, outputs, texts, encoded.words)
             for prediction, ids, sizes in zip(found, encoded.rows.ids, encoded.sizes, strict=True):
                 note(prediction, reading.warning(self.tokenizer, ids, *sizes))
@@ -233,7 +238,7 @@ class Predictor:
         pending = self._dispatch(rows)
 
         def finish() -> list[Prediction]:
-            outputs = iter(self._collect(rows, pending)[0])
+            outputs = iter(_collect(rows, pending))
             whole = [
                 windows.join(own, [next(outputs) for _ in own], len(row), self.signature.num_outputs)
                 for row, own in zip(encoded, cuts, strict=True)
@@ -252,7 +257,7 @@ class Predictor:
         pending = self._dispatch(rows, masked.places)
 
         def finish() -> list[Prediction]:
-            found = masks.read(self.tokenizer, masked, self._collect(rows, pending)[0])
+            found = masks.read(self.tokenizer, masked, _collect(rows, pending))
             for prediction, text in zip(found, texts, strict=True):
                 count = text.count(masks.MARK)
                 if not count:
@@ -270,14 +275,14 @@ class Predictor:
             for chosen in self.buckets.batches(rows.lengths)
         ]
 
-    def _collect(self, rows: Rows, pending: list[tuple[list[int], Any]]) -> tuple[list[np.ndarray], np.ndarray]:
-        outputs: list[Any] = [None] * len(rows)
-        features: list[Any] = [None] * len(rows)
-        for chosen, found in pending:
-            for to, batch in zip((outputs, features), found, strict=True):
-                for row, own in zip(chosen, np.asarray(batch), strict=False):
-                    to[row] = own
-        return outputs, np.stack(features) if features else np.zeros((0, 0), np.float32)
+
+def _collect(rows: Rows, pending: list[tuple[list[int], Any]], which: int = 0) -> list[Any]:
+    """Returns what was computed for each row, once it is there: the outputs of a program (0), or its features (1)."""
+    found: list[Any] = [None] * len(rows)
+    for chosen, batch in pending:
+        for row, own in zip(chosen, np.asarray(batch[which]), strict=False):
+            found[row] = own
+    return found
 
 
 def _by_rows(forward: Callable[..., Any], mesh: Mesh, params: Any, *batch: jax.Array) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,12 +65,7 @@ def of(
       UserError: no such precision, task or pooling; attention in int8 of a float model; or a model without tokenizer,
         whose head has not been trained, or whose int8 weights are asked for as float.
     """
-    own = bundle.card.weights
-    precision = precision or own
-    if precision not in PRECISIONS:
-        raise UserError(f"precision={precision!r}: must be float32, bfloat16 or int8")
-    if own == "int8" and precision != "int8":
-        raise UserError(f"the folder holds int8 weights, which load as int8, not as {precision}")
+    precision = precision or bundle.card.weights
     if attention == "int8" and precision != "int8":
         raise UserError(f"infer.attention='int8': is for an int8 model, not for {precision}")
     if bundle.tokenizer is None:
@@ -99,10 +94,18 @@ def of(
     return Program(forward(attention), params, signature, bundle.tokenizer, precision, portable=forward("xla"))
 
 
-def convert(bundle: Bundle, precision: Precision) -> Any:
-    """Returns the parameters of a bundle in a precision."""
+def convert(bundle: Bundle, precision: Precision, known: Sequence[str] = PRECISIONS) -> Any:
+    """Returns the parameters of a bundle in a precision.
+
+    Raises:
+      UserError: it is not one of the known ones, or int8 weights are asked for as float.
+    """
     from lepton_jax.compress import quantize_int8
 
+    if precision not in known:
+        raise UserError(f"precision={precision!r}: must be {', '.join(known[:-1])} or {known[-1]}")
+    if bundle.card.weights == "int8" and precision != "int8":
+        raise UserError(f"the folder holds int8 weights, which load as int8, not as {precision}")
     if precision == "bfloat16":
         return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), bundle.params)
     if precision == "int8" and bundle.card.weights != "int8":

@@ -66,9 +66,9 @@ def encode(
     words, kept = [], [int((row.sequence >= 0).sum()) for row in encoded]
     sizes = list(kept)
     full = [number for number, row in enumerate(encoded) if len(row) == signature.max_length]  # these may be longer
-    for side in [texts] if pairs is None else [texts, pairs]:
-        for number, ids in zip(full, tokenizer.encode([side[number] for number in full]), strict=True):
-            sizes[number] = len(ids) if side is texts else sizes[number] + len(ids)
+    sides = [tokenizer.encode([side[number] for number in full]) for side in (texts, pairs) if side is not None]
+    for number, *parts in zip(full, *sides, strict=True):
+        sizes[number] = sum(map(len, parts))
     if signature.classifies_tokens:
         words = [words_of(row, text) for row, text in zip(encoded, texts, strict=True)]
     types = [row.type_ids for row in encoded] if pairs is not None and signature.typed else None

@@ -128,7 +128,7 @@ def _rows(bundle: hub.Bundle, examples: Examples, count: int) -> Iterator[dict[s
     powers of two."""
     tokenizer, card = bundle.tokenizer, bundle.card
     assert tokenizer is not None
-    some = examples.take(np.unique(np.linspace(0, len(examples) - 1, count).astype(int)).tolist())
+    some = examples.some(count)
     lengths = np.array([len(row) for row in tokenizer.rows(some.texts, some.pairs, card.max_length)])
     lengths = 1 << np.log2(np.maximum(lengths, 1)).astype(int)
     for length in sorted({*lengths.tolist()} - set(range(SHORTEST))):

@@ -152,8 +152,7 @@ class _Tuning:
     def _profile(self, predictor: infer.Predictor) -> infer.Profile | None:
         """Returns what validation texts look like to the model, or those that it is evaluated on where there are none;
         of many, some from all over them."""
-        examples = self.parts["validation" if "validation" in self.parts else self.held_out].examples
-        some = examples.take(np.unique(np.linspace(0, len(examples) - 1, _PROFILED).astype(int)).tolist())
+        some = self.parts["validation" if "validation" in self.parts else self.held_out].examples.some(_PROFILED)
         return infer.measure(predictor, some.texts, some.pairs) if len(some) else None
 
     def _calibrated(self, bundle: hub.Bundle) -> tuple[hub.Bundle, Callable[[str], list[np.ndarray]]]:

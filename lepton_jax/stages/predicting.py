@@ -23,7 +23,7 @@ from lepton_jax.disk import failed_write
 from lepton_jax.infer import readings
 from lepton_jax.stages.completion import Summary
 
-_REPORTED = 1000  # predictions between two looks at the clock
+_REPORTED = 1000  # predictions between two moves of the bar
 
 
 class Row(NamedTuple):
@@ -70,17 +70,15 @@ def predict(config: PredictConfig, folder: Path) -> Summary:
 
 def _apply(predictor: infer.Predictor, settings: ApplyConfig, folder: Path) -> Summary:
     output = Path(settings.output).expanduser()
-    done = _start(output, _job(settings, folder))
-    counts = {"texts": done, "errors": 0, "warnings": 0}
+    counts = _start(output, _job(settings, folder))
+    done = counts["texts"]
     start = time.perf_counter()
     try:
         with _open(settings) as source, _bar() as bar, open(_part(output), "a", encoding="utf-8") as file:
             task = bar.add_task("", total=source.size)
             for found in _stream(predictor, itertools.islice(source.rows, done, None), bool(settings.pair)):
                 file.write(f"{json.dumps(found, ensure_ascii=False)}\n")
-                counts["texts"] += 1
-                counts["errors"] += "error" in found
-                counts["warnings"] += "warning" in found
+                _count(counts, found)
                 if counts["texts"] % _REPORTED == 0:
                     bar.update(task, completed=source.place(), description=f"{counts['texts']:,} texts")
             file.flush()
@@ -94,6 +92,12 @@ def _apply(predictor: infer.Predictor, settings: ApplyConfig, folder: Path) -> S
         "predict.seconds": seconds,
         "predict.texts_per_second": (counts["texts"] - done) / seconds,
     }
+
+
+def _count(counts: dict[str, int], found: readings.Prediction) -> None:
+    """Adds one prediction."""
+    for name, more in (("texts", True), ("errors", "error" in found), ("warnings", "warning" in found)):
+        counts[name] += more
 
 
 def _stream(predictor: infer.Predictor, rows: Iterator[Row], paired: bool) -> Iterator[readings.Prediction]:
@@ -168,7 +172,14 @@ def _table(file: IO[bytes], path: Path, settings: ApplyConfig) -> Iterator[Row]:
     reader = csv.reader(lines, **style)
     names = next(reader, [])
     _require(path, names, settings)
-    for fields in reader:
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Row(UserError(f"line {reader.line_num}: not valid CSV ({error})"))
+            continue
         if len(fields) == len(names):
             yield _row(dict(zip(names, fields, strict=True)), settings, f"line {reader.line_num}")
         elif fields:
@@ -189,10 +200,14 @@ def _parquet(path: Path, settings: ApplyConfig) -> Source:
 
     def rows() -> Iterator[Row]:
         nonlocal read
-        for batch in table.iter_batches(columns=[settings.text, settings.pair][: 1 + bool(settings.pair)]):
-            for cells in batch.to_pylist():
-                read += 1
-                yield _row(cells, settings, f"row {read}")
+        try:
+            for batch in table.iter_batches(columns=[settings.text, settings.pair][: 1 + bool(settings.pair)]):
+                for cells in batch.to_pylist():
+                    read += 1
+                    yield _row(cells, settings, f"row {read}")
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}: is damaged after row {read} ({reason}); restore it, then go on") from error
 
     return Source(rows(), lambda: read, table.metadata.num_rows)
 
@@ -212,31 +227,32 @@ def _part(output: Path, more: str = "") -> Path:
 def _job(settings: ApplyConfig, folder: Path) -> dict[str, Any]:
     """Returns all that decides about the output: what is left of another job is not gone on with."""
     job: dict[str, Any] = {"infer": to_dict(settings), "model": str(folder.absolute())}
-    if settings.input != "-":
-        stat = Path(settings.input).expanduser().stat()
-        job |= {"bytes": stat.st_size, "modified": stat.st_mtime_ns}
-    return job
+    files = [folder / name for name in ("model.json", "summary.json", "config.json", "manifest.json")]
+    files += [Path(settings.input).expanduser()] if settings.input != "-" else []
+    return job | {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.exists()}
 
 
-def _start(output: Path, job: dict[str, Any]) -> int:
-    """Prepares the unfinished output, and returns how many predictions of the same job it holds already."""
+def _start(output: Path, job: dict[str, Any]) -> dict[str, int]:
+    """Prepares the unfinished output, and returns the counts of what it holds already of the same job."""
     part, record = _part(output), _part(output, ".json")
+    counts = {"texts": 0, "errors": 0, "warnings": 0}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        done = 0
         if part.exists() and record.exists() and job["infer"]["input"] != "-" and workdir.read_json(record) == job:
             with open(part, "rb+") as file:
                 whole = 0
                 for line in file:
-                    if line.endswith(b"\n"):  # the last one may have been cut off
-                        whole, done = whole + len(line), done + 1
+                    if not line.endswith(b"\n"):  # the last one, which was cut off
+                        break
+                    whole += len(line)
+                    _count(counts, json.loads(line))
                 file.truncate(whole)
         else:
             part.unlink(missing_ok=True)
             workdir.write_json(record, job)
     except OSError as error:
         raise failed_write(output, error) from error
-    return done
+    return counts
 
 
 def _bar() -> Progress:

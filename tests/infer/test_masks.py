@@ -109,6 +109,9 @@ def test_a_tokenizer_without_a_mask_is_refused(make_bundle):
         masks.encode(Without(), ["[MASK]"], 16)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_filler_has_no_scores_of_whole_texts(predictor):
-    with pytest.raises(UserError, match="a filler of masks has no scores of whole texts"):
-        predictor.scores(["a"])
+def test_what_a_filler_does_not_have_is_refused(predictor):
+    for call in (predictor.scores, predictor.outputs):
+        with pytest.raises(UserError, match="a filler of masks has none of whole texts; call it instead"):
+            call(["a"])
+    with pytest.raises(UserError, match="a filler of masks takes single texts"):
+        predictor(["a [MASK]"], ["b"])

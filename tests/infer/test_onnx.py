@@ -206,7 +206,7 @@ def test_calibrated_int8_keeps_its_steps(exported, tmp_path):
     found = run(tmp_path / "static", *inputs)["logits"]
     assert np.abs(found - run(dynamic, *inputs)["logits"]).max() > 0.01
     assert_close(found, reference(calibrated, unstack(params), inputs)["logits"], "int8")
-    with pytest.raises(UserError, match="exported as int8, not as float32"):
+    with pytest.raises(UserError, match="holds int8 weights, which load as int8, not as float32"):
         export(calibrated, tmp_path / "float", "float32")
     assert not (tmp_path / "float").exists()
 

@@ -134,7 +134,7 @@ def test_one_bad_text_spoils_no_other(make_predictor, head, bad, error):
     alone = predictor(texts)
     assert predictor([texts[0], bad, *texts[1:], bad]) == [alone[0], {"error": error}, *alone[1:], {"error": error}]
     with pytest.raises(UserError, match="element 1: "):
-        predictor.outputs([texts[0], bad])
+        predictor.encode([texts[0], bad])
 
 
 @pytest.mark.parametrize("texts", ["a text", b"a text"])

@@ -112,6 +112,8 @@ def test_warnings_tell_what_was_not_read(make_bundle, predictor):
     assert found == [cut[0], "the text is empty", *cut[2:]]
     with_pairs = [each.get("warning") for each in predictor(["a", "", TEXTS[-1]], ["b", "", "c"])]
     assert with_pairs == [None, "the text is empty", f"read were the first 13 of the text's {size + 1} tokens"]
+    twice = [TEXTS[-1]]
+    assert predictor(twice, twice)[0]["warning"] == f"read were the first 13 of the text's {2 * size} tokens"
     tagger = infer.from_bundle(make_bundle("token_classification", ("O", "B-A", "I-A")), config=SMALL)
     assert [each.get("warning") for each in tagger(TEXTS)] == [None, "the text is empty", *[None] * 5]
 

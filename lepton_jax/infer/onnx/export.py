@@ -12,10 +12,9 @@ from typing import Any, Literal
 import jax
 
 from lepton_jax import __version__, hub, workdir
-from lepton_jax.compress import quantize_int8
 from lepton_jax.core.errors import UserError
 from lepton_jax.disk import writing
-from lepton_jax.infer.programs import embedding
+from lepton_jax.infer.programs import convert, embedding
 from lepton_jax.models.transformer import unstack
 
 _LIMIT = 2**31 - 2**20  # bytes of one protocol buffer, less some for all but the parameters
@@ -40,13 +39,7 @@ def export(bundle: hub.Bundle, path: str | Path, precision: Literal["float32", "
         cannot express the model, or the disk refuses.
     """
     card = bundle.card
-    if precision not in ("float32", "int8"):
-        raise UserError(f"precision={precision!r}: must be float32 or int8")
-    if card.weights == "int8" and precision != "int8":
-        raise UserError(f"the model has int8 weights, which are exported as int8, not as {precision}")
-    params = bundle.params
-    if precision == "int8" and card.weights != "int8":
-        params = jax.jit(quantize_int8, static_argnums=1)(params, card.keep_float)
+    params = convert(bundle, precision, ("float32", "int8"))
     inputs = ["token_ids", "attention_mask", *(["token_type_ids"] if card.model.type_vocab_size > 1 else [])]
     metadata = {
         "labels": json.dumps(card.labels, ensure_ascii=False),
