@@ -104,6 +104,9 @@ def read(folder: Path) -> tuple[Program, Profile | None]:
     if manifest.get("form") != _FORM or manifest.get("version") != _VERSION:
         raise UserError(f"{path}: form {manifest.get('form')!r} of version {manifest.get('version')!r}; this package "
                         f"({lepton_jax.__version__}) reads {_FORM!r} of version {_VERSION}; {_ADVICE}")  # fmt: skip
+    if _release(manifest["jax"]) > _release(jax.__version__):  # XLA would say so only when it compiles the program
+        raise UserError(f"{path}: was written by JAX {manifest['jax']}, and this is JAX {jax.__version__}, which cannot "
+                        f"read it; take that version or a newer one, or {_ADVICE}")  # fmt: skip
     platform = jax.default_backend()
     here = {"gpu": "cuda"}.get(platform, platform)
     if here not in manifest["platforms"]:
@@ -129,11 +132,16 @@ def read(folder: Path) -> tuple[Program, Profile | None]:
     return program, Profile.find(folder / "reference")
 
 
+def _release(version: str) -> tuple[int, ...]:
+    """Returns the first two numbers of a version of JAX: what a release writes, later ones of the same two read."""
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
 def _read_program(path: Path, manifest: Mapping[str, Any]) -> Callable[..., tuple[jax.Array, jax.Array]]:
     try:
         call: Any = export.deserialize(bytearray(path.read_bytes())).call
         return call
-    except Exception as error:  # of many kinds, when it is of a newer JAX
+    except Exception as error:  # of many kinds
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: JAX {jax.__version__} cannot read what JAX {manifest['jax']} wrote ({reason}); take "
                         f"that version, or {_ADVICE}") from error  # fmt: skip

@@ -128,9 +128,18 @@ def test_an_export_of_another_kind_is_refused(copy, changes, message):
 
 
 def test_a_program_of_a_newer_jax_is_refused(copy):
-    (copy / "programs" / "8.bin").write_bytes(b"what a later version may write")
-    rewrite(copy, jax="9.9")
-    with pytest.raises(UserError, match=f"JAX {jax.__version__} cannot read what JAX 9.9 wrote .*take that version"):
+    rewrite(copy, jax="99.1.2")
+    message = f"was written by JAX 99.1.2, and this is JAX {jax.__version__}, which cannot read it; take that version"
+    with pytest.raises(UserError, match=message):
+        infer.load(copy)
+    rewrite(copy, jax="0.4.1")
+    infer.load(copy, config=InferConfig((), (4,), 1), compiled=False)
+
+
+def test_a_program_that_jax_cannot_read_is_refused(copy):
+    (copy / "programs" / "8.bin").write_bytes(b"what is no program")
+    rewrite(copy)
+    with pytest.raises(UserError, match=f"JAX {jax.__version__} cannot read what JAX .* wrote .*take that version"):
         infer.load(copy)
 
 
