@@ -105,8 +105,8 @@ def read(folder: Path) -> tuple[Program, Profile | None]:
         raise UserError(f"{path}: form {manifest.get('form')!r} of version {manifest.get('version')!r}; this package "
                         f"({lepton_jax.__version__}) reads {_FORM!r} of version {_VERSION}; {_ADVICE}")  # fmt: skip
     if _release(manifest["jax"]) > _release(jax.__version__):  # XLA would say so only when it compiles the program
-        raise UserError(f"{path}: was written by JAX {manifest['jax']}, and this is JAX {jax.__version__}, which cannot "
-                        f"read it; take that version or a newer one, or {_ADVICE}")  # fmt: skip
+        raise UserError(f"{path}: was written by JAX {manifest['jax']}, and this is JAX {jax.__version__}, which "
+                        f"cannot read it; take that version or a newer one, or {_ADVICE}")  # fmt: skip
     platform = jax.default_backend()
     here = {"gpu": "cuda"}.get(platform, platform)
     if here not in manifest["platforms"]:
