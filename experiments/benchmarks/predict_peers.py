@@ -44,11 +44,13 @@ class Engine:
     run: Callable[[list[Any]], list[np.ndarray]]  # batches -> logits [N, C] of each, N >= its rows
     predict: Callable[[Sequence[str]], list[int]]  # texts -> the number of the label of each
     fixed: Callable[[Any], Callable[[], Any]]  # a batch -> what computes it, made for this shape
+    whole: bool = False  # whether it takes all rows at once, and makes batches of them by itself
 
 
 def batches(engine: Engine, ids: Ids, size: int) -> list[tuple[list[int], Any]]:
     """Returns (the numbers of its rows, what `run` takes) of each batch: rows sorted by length, so little is padded."""
     order = np.argsort([len(row) for row in ids], kind="stable").tolist()
+    size = len(order) if engine.whole else size
     chosen = [order[start : start + size] for start in range(0, len(order), size)]
     return [(rows, engine.pad([ids[row] for row in rows])) for rows in chosen]
 

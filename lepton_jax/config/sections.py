@@ -215,6 +215,9 @@ class InferConfig:
     lengths: tuple[int, ...] = ()
     batch_sizes: tuple[int, ...] = (1, 8, 64)  # rows that batches are padded to
     devices: int = number(0, 0)  # of this process, each of which computes its share of a batch; 0: all
+    # Of a batch, at most, so that longer rows are fewer; 0: on CPUs 512, so that what is computed stays in their caches
+    # (there, twice as many batches as cores are computed at once); elsewhere any number.
+    batch_tokens: int = number(0, 0)
     attention: Literal["auto", "int8"] = "auto"  # of an int8 model: its attention in floats, or in int8 as well
     texts: tuple[str, ...] = ()  # sentences that a run predicts at its end, for a person to look at
 

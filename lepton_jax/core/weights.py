@@ -85,7 +85,11 @@ class Int8(Weight):
                 f"Int8.dot: scale {self.scale.shape} must have one entry an output channel of {self.shape}"
             )
         rows = self._quantize(x)
-        products = lax.dot_general(rows.values, self.values, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+        # One row XLA multiplies in int32 on CPUs, after widening all of the matrix; two rows it multiplies in int8.
+        alone = x.shape[0] == 1
+        values = jnp.pad(rows.values, ((0, 1), (0, 0))) if alone else rows.values
+        products = lax.dot_general(values, self.values, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+        products = products[:1] if alone else products
         return (products.astype(jnp.float32) * rows.scale * self.scale).astype(x.dtype)
 
     def _quantize(self, x: Float[Array, "rows K"]) -> Int8:

@@ -20,28 +20,39 @@ _SHORTEST = 16
 @dataclasses.dataclass(frozen=True)
 class Buckets:
     lengths: tuple[int, ...]  # tokens, increasing; the last one is the model's
-    counts: tuple[int, ...]  # rows, increasing
+    counts: tuple[int, ...]  # rows, increasing; each a multiple of `devices`
+    tokens: int = 0  # of a batch, at most, and on each device; 0: any number
+    devices: int = 1
 
     def length(self, tokens: int) -> int:
         """Returns the length that a batch gets whose longest row has so many tokens."""
         return bucket_of(self.lengths, tokens)
 
-    def count(self, rows: int) -> int:
+    def rows(self, length: int) -> tuple[int, ...]:
+        """Returns the numbers of rows, increasing, that batches of a length have."""
+        most = self.counts[-1]
+        if self.tokens:
+            most = min(most, self.devices * max(self.tokens // length, 1))
+        return (*(count for count in self.counts if count < most), most)
+
+    def count(self, rows: int, length: int) -> int:
         """Returns the rows that a batch of so many gets."""
-        return bucket_of(self.counts, rows)
+        own = self.rows(length)
+        return bucket_of(own if rows <= own[-1] else self.counts, rows)
 
     def batches(self, lengths: np.ndarray) -> list[list[int]]:
         """Returns the numbers of rows of these lengths, batch by batch: sorted by length, so that little is padding.
 
-        A batch ends where the next bucket begins if more than half of it is full: to compute the rest of it with
-        longer rows would cost more than to leave it empty.
+        The longest come first. A batch ends where the next bucket begins if more than half of it is full: to compute
+        the rest of it with the length of the longer rows would cost more than to leave it empty.
         """
-        order = np.argsort(lengths, kind="stable")
+        order = np.argsort(-lengths, kind="stable")
         found = np.searchsorted(self.lengths, lengths[order])  # the bucket of each
-        most, start, batches = self.counts[-1], 0, []
+        start, batches = 0, []
         while start < len(order):
+            most = self.rows(self.lengths[found[start]])[-1]
             stop = min(start + most, len(order))
-            own = int(np.searchsorted(found, found[start], side="right"))  # where the next bucket begins
+            own = int(np.searchsorted(-found, -found[start], side="right"))  # where the next bucket begins
             if own < stop and 2 * (own - start) > most:
                 stop = own
             batches.append(order[start:stop].tolist())
@@ -50,7 +61,12 @@ class Buckets:
 
 
 def make(
-    lengths: Sequence[int], counts: Sequence[int], max_length: int, seen: np.ndarray | None = None, devices: int = 1
+    lengths: Sequence[int],
+    counts: Sequence[int],
+    max_length: int,
+    seen: np.ndarray | None = None,
+    devices: int = 1,
+    tokens: int = 0,
 ) -> Buckets:
     """Returns the buckets of a predictor.
 
@@ -61,6 +77,7 @@ def make(
       max_length: of the model.
       seen: int [n], how many tokens rows have had, see `choose`.
       devices: how many the rows are spread over.
+      tokens: of a batch, at most, and on each device; 0: any number.
 
     Raises:
       UserError: a length is beyond the model's.
@@ -71,7 +88,8 @@ def make(
         powers = [1 << power for power in range(_SHORTEST.bit_length() - 1, max_length.bit_length())]
         lengths = powers if seen is None else choose(seen, max_length)
     short = [length for length in lengths if length < max_length]
-    return Buckets((*short, max_length), tuple(sorted({-(-count // devices) * devices for count in counts})))
+    rounded = sorted({-(-count // devices) * devices for count in counts})
+    return Buckets((*short, max_length), tuple(rounded), tokens, devices)
 
 
 def choose(seen: np.ndarray, max_length: int) -> tuple[int, ...]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,6 +27,10 @@ from lepton_jax.infer.profiles import Profile
 from lepton_jax.infer.programs import Program
 from lepton_jax.infer.readings import Prediction
 
+# (numbers of rows, what waits for the outputs and features that are being computed for them) of each batch.
+Pending = list[tuple[list[int], Callable[[], tuple[np.ndarray, np.ndarray]]]]
+
+_CPU_TOKENS = 512  # of a batch, see `InferConfig`
 _CHUNK = 64  # batches whose texts are sorted together
 _CHARACTERS = 1 << 24  # of the texts of a chunk, so that long ones need no more memory than many
 
@@ -63,6 +69,7 @@ class Predictor:
         self.buckets = buckets.make(
             config.lengths or program.lengths, config.batch_sizes, self.max_length,
             None if profile is None else np.array(profile.length) + special, len(devices),
+            config.batch_tokens or (_CPU_TOKENS if devices[0].platform == "cpu" else 0),
         )  # fmt: skip
         if len(devices) == 1:
             self.params = jax.device_put(program.params, devices[0])
@@ -71,13 +78,21 @@ class Predictor:
             mesh = sharding.make_mesh("data=-1", devices)
             self.params = jax.device_put(program.params, sharding.replicated(mesh))
             self.forward = jax.jit(partial(_by_rows, program.forward, mesh))
+        # One batch does not use all of a CPU: small operations take one core, and each waits for the one before.
+        alone = len(devices) > 1 or devices[0].platform != "cpu"
+        self._workers = ThreadPoolExecutor(1 if alone else 2 * len(os.sched_getaffinity(0)), "predictor")
+        self._compiled: dict[tuple[int, int], Callable[..., Any]] = {}
 
     def compile(self) -> None:
         """Compiles the program of every bucket, or reads it from JAX's compilation cache."""
-        for length in self.buckets.lengths:
-            for count in self.buckets.counts:
-                rows = Rows([np.zeros(length, np.int32)] * count)
-                jax.block_until_ready(self.forward(self.params, *self.pad(rows, places=[0] * count)))
+
+        def prepare(length: int, count: int) -> Callable[..., Any]:
+            rows = Rows([np.zeros(length, np.int32)] * count)
+            return self.forward.lower(self.params, *self.pad(rows, places=[0] * count)).compile()
+
+        shapes = [(count, length) for length in self.buckets.lengths for count in self.buckets.rows(length)]
+        made = self._workers.map(lambda shape: prepare(*shape[::-1]), shapes)
+        self._compiled = dict(zip(shapes, made, strict=True))
 
     def export(self, path: str | Path, platforms: Sequence[str] = exports.PLATFORMS) -> None:
         """Writes a folder that `load` runs on other machines without the code of the model, see `exports`.
@@ -185,7 +200,7 @@ class Predictor:
         bucket of length and count. Rows that fill a batch up are all padding."""
         chosen = range(len(rows)) if chosen is None else chosen
         length = self.buckets.length(int(rows.lengths[list(chosen)].max()))
-        count = self.buckets.count(len(chosen))
+        count = self.buckets.count(len(chosen), length)
         typed = self.signature.typed
         columns = [rows.ids, rows.types] if typed else [rows.ids]
         tables = [np.full((count, length), filler, np.int32) for filler in (self.tokenizer.pad_id, 0)[: len(columns)]]
@@ -268,19 +283,26 @@ class Predictor:
 
         return finish
 
-    def _dispatch(self, rows: Rows, places: Sequence[int] = ()) -> list[tuple[list[int], Any]]:
-        """Returns (numbers of rows, what the devices are computing for them) of each batch."""
-        return [
-            (chosen, self.forward(self.params, *self.pad(rows, chosen, places)))
-            for chosen in self.buckets.batches(rows.lengths)
-        ]
+    def compute(self, *batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (outputs, features) of a batch that `pad` made, see `Program`, once they are there."""
+        call = self._compiled.get(batch[0].shape, self.forward)
+        outputs, features = call(self.params, *batch)
+        return np.asarray(outputs), np.asarray(features)
+
+    def _dispatch(self, rows: Rows, places: Sequence[int] = ()) -> Pending:
+        """Returns (numbers of rows, what is being computed for them) of each batch."""
+
+        def start(chosen: list[int]) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+            return self._workers.submit(lambda: self.compute(*self.pad(rows, chosen, places))).result
+
+        return [(chosen, start(chosen)) for chosen in self.buckets.batches(rows.lengths)]
 
 
-def _collect(rows: Rows, pending: list[tuple[list[int], Any]], which: int = 0) -> list[Any]:
+def _collect(rows: Rows, pending: Pending, which: int = 0) -> list[Any]:
     """Returns what was computed for each row, once it is there: the outputs of a program (0), or its features (1)."""
     found: list[Any] = [None] * len(rows)
-    for chosen, batch in pending:
-        for row, own in zip(chosen, np.asarray(batch[which]), strict=False):
+    for chosen, result in pending:
+        for row, own in zip(chosen, result()[which], strict=False):
             found[row] = own
     return found
 
@@ -327,15 +349,15 @@ def speedup(
     pairs: Sequence[str] | None = None,
     repeats: int = 15,
 ) -> float:
-    """Returns median seconds of `baseline` / median seconds of `other` for one full batch, timed by turns."""
+    """Returns median seconds of `baseline` / median seconds of `other` for as many texts as a batch has at most, of
+    tokens to logits, timed by turns."""
     count = baseline.buckets.counts[-1]
     rows = baseline.encode(texts[:count], None if pairs is None else pairs[:count]).rows
-    batch = baseline.pad(rows)
     seconds: dict[int, list[float]] = {0: [], 1: []}
     for turn in range(repeats + 1):
         for which, predictor in enumerate((baseline, other)):
             start = time.perf_counter()
-            jax.block_until_ready(predictor.forward(predictor.params, *batch))
+            predictor.run(rows)
             if turn:  # the first turn compiles
                 seconds[which].append(time.perf_counter() - start)
     return float(np.median(seconds[0]) / np.median(seconds[1]))

@@ -1,5 +1,7 @@
 """Int8 against slow integer references, and the forms that `dot` accepts."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,3 +98,12 @@ def test_a_stack_of_layers_is_sliced_like_any_pytree():
         one = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
         assert isinstance(one, Int8) and one.shape == (8, 5)
         np.testing.assert_array_equal(products[layer], dot(x, one))
+
+
+def test_one_row_is_multiplied_in_int8_too():
+    """XLA's CPU programs widen all of a matrix that one row is multiplied by."""
+    w = quantize(jnp.asarray(np.random.default_rng(0).normal(size=(64, 32)), jnp.float32), axis=-2)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(5, 64)), jnp.float32)
+    (product,) = re.findall(r"dot_general.*", jax.jit(dot).lower(x[:1], w).as_text())
+    assert "(tensor<2x64xi8>, tensor<64x32xi8>) -> tensor<2x32xi32>" in product
+    np.testing.assert_array_equal(dot(x[:1], w), dot(x, w)[:1])

@@ -51,19 +51,35 @@ def test_counts_divide_among_devices():
     st.lists(st.integers(0, 32), max_size=80),
     st.sampled_from([(1,), (1, 4), (8,), (2, 16)]),
     st.sampled_from([(32,), (8, 32), (4, 16, 24, 32)]),
+    st.sampled_from([0, 30, 64, 1000]),
 )
-def test_batches_hold_each_row_once_and_fit(lengths, counts, buckets):
-    shapes = Buckets(buckets, counts)
+def test_batches_hold_each_row_once_and_fit(lengths, counts, buckets, tokens):
+    shapes = Buckets(buckets, counts, tokens)
     batches = shapes.batches(np.array(lengths, int))
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     flat = [lengths[row] for batch in batches for row in batch]
-    assert flat == sorted(flat)
+    assert flat == sorted(flat, reverse=True)
     for batch in batches:
-        assert len(batch) <= shapes.count(len(batch)) in counts
-        assert max(lengths[row] for row in batch) <= shapes.length(max(lengths[row] for row in batch))
+        most = max(lengths[row] for row in batch)
+        length = shapes.length(most)
+        count = shapes.count(len(batch), length)
+        assert most <= length and len(batch) <= count <= counts[-1] and count in shapes.rows(length)
+        assert count == 1 or not tokens or count * length <= tokens
+
+
+def test_the_longer_the_rows_the_fewer_they_are():
+    shapes = make((16, 64, 128), (1, 8, 64), 1024, tokens=512)
+    rows = {length: shapes.rows(length) for length in shapes.lengths}
+    assert rows == {16: (1, 8, 32), 64: (1, 8), 128: (1, 4), 1024: (1,)}
+    assert [len(batch) for batch in shapes.batches(np.array([1000, 100, 100, 100, 9]))] == [1, 3, 1]
+    assert [len(batch) for batch in shapes.batches(np.array([9] * 40))] == [32, 8]
+    assert shapes.count(3, 128) == 4 and shapes.count(6, 128) == 8, "who asks for more rows gets them"
+    four = make((16,), (1, 8, 64), 128, devices=4, tokens=512)
+    assert [four.rows(length) for length in (16, 128)] == [(4, 8, 64), (4, 8, 16)], "tokens are those of a device"
+    assert make((16,), (1, 8, 64), 128).rows(128) == (1, 8, 64)
 
 
 def test_a_batch_that_is_nearly_full_ends_where_its_bucket_does():
     shapes = Buckets((8, 32), (8,))
-    assert [len(batch) for batch in shapes.batches(np.array([4] * 6 + [20] * 8))] == [6, 8]
-    assert [len(batch) for batch in shapes.batches(np.array([4] * 3 + [20] * 8))] == [8, 3]
+    assert [len(batch) for batch in shapes.batches(np.array([4] * 8 + [20] * 6))] == [6, 8]
+    assert [len(batch) for batch in shapes.batches(np.array([4] * 8 + [20] * 3))] == [8, 3]

@@ -93,14 +93,22 @@ def test_several_devices_share_the_rows_and_give_the_same(make_bundle):
         infer.from_bundle(bundle, config=dataclasses.replace(SMALL, devices=9))
 
 
-def test_every_bucket_is_compiled_when_a_model_is_loaded(make_bundle):
-    predictor = infer.from_bundle(make_bundle(), config=SMALL)
+def test_every_bucket_is_compiled_when_a_model_is_loaded(make_bundle, monkeypatch):
+    predictor = infer.from_bundle(make_bundle(), config=dataclasses.replace(SMALL, batch_tokens=32))
+    expected = predictor([*TEXTS, *TEXTS, "a"])
     predictor.compile()
-    compiled = predictor.forward._cache_size()  # pyright: ignore[reportFunctionMemberAccess]
-    assert compiled == 3 * 2
-    predictor([*TEXTS, *TEXTS, "a"])
+    made = predictor._compiled
+    assert set(made) == {(1, 4), (4, 4), (1, 8), (4, 8), (1, 16), (2, 16)}
+    used = set()
+
+    def counted(shape, call):
+        return lambda *batch: used.add(shape) or call(*batch)
+
+    monkeypatch.setattr(predictor, "_compiled", {shape: counted(shape, call) for shape, call in made.items()})
+    monkeypatch.setattr(predictor, "forward", None)  # nothing is left to compile
+    assert predictor([*TEXTS, *TEXTS, "a"]) == expected
     predictor(["a"])
-    assert predictor.forward._cache_size() == compiled  # pyright: ignore[reportFunctionMemberAccess]
+    assert used >= {(1, 4), (2, 16)}
 
 
 def test_warnings_tell_what_was_not_read(make_bundle, predictor):

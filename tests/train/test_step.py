@@ -259,13 +259,14 @@ def test_the_masks_change_with_the_step_and_nothing_else(training, rows):
 # --- values
 
 
-GOLDEN = {"masked_lm": (4.242586, 2.534756), "classification": (1.078081, 0.991582)}
+GOLDEN = {"masked_lm": (4.242586, 2.534756), "classification": (1.077895, 0.993689)}
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_first_step_of_seed_0_has_its_pinned_values(on_one_device, name):
     """Loss and gradient norm. A new value means that every run trains differently than before: update it together
     with the change that was meant to do that (initialisation, masks, the model's arithmetic), and for no other reason.
+    Classification was promised one text a row, so that the two of row 1 see each other.
     """
     first = on_one_device[name][1][0]
     np.testing.assert_allclose((first["loss"], first["gradient_norm"]), GOLDEN[name], rtol=1e-5)

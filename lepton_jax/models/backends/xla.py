@@ -37,14 +37,16 @@ def attend(
 
 
 def visible(case: Case, segments_BxT: jax.Array, local: jax.Array | None = None) -> jax.Array | None:
-    """Returns whether a query sees a key, bool [B or 1, 1, T, T]; None: all do.
+    """Returns whether a query sees a key, bool [B or 1, 1, T or 1, T]; None: all do.
 
     Args:
       case, segments_BxT: see `attend`; padding sees all tokens of its row, so that what it gives is finite.
       local: see `attend`.
     """
     T, seen = case.length, None
-    if case.rows != "full":
+    if case.rows == "padded":
+        seen = segments_BxT[:, None, None, :] > 0
+    elif case.rows == "packed":
         queries, keys = segments_BxT[:, None, :, None], segments_BxT[:, None, None, :]
         seen = ((queries == keys) | (queries == 0)) & (keys > 0)
     distance = (jnp.arange(T)[:, None] - jnp.arange(T)[None, :])[None, None]
@@ -70,7 +72,8 @@ def _forward(
     bias_BxHxTxS: jax.Array | None,
 ) -> tuple[jax.Array, Any]:
     """Returns the output and what the backward pass needs."""
-    logits = scale * jnp.einsum("bhtk,bhsk->bhts", q_BxHxTxK, k_BxHxSxK, preferred_element_type=jnp.float32)
+    # Queries are scaled, not logits: on CPUs XLA would write the scale out as an array of their size.
+    logits = jnp.einsum("bhtk,bhsk->bhts", scale * q_BxHxTxK, k_BxHxSxK, preferred_element_type=jnp.float32)
     if bias_BxHxTxS is not None:
         logits += bias_BxHxTxS
     if seen_BxHxTxS is not None:
