@@ -28,6 +28,8 @@ from lepton_jax.checkpoint import Checkpoints, load_params, save_params
 from lepton_jax.config import CheckpointConfig
 from lepton_jax.core.errors import UserError
 
+pytestmark = pytest.mark.once
+
 KEEP_ALL = CheckpointConfig(keep=100)
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1))
 

@@ -20,6 +20,8 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.overrides import explain_override
 from lepton_jax.workdir import flatten
 
+pytestmark = pytest.mark.once
+
 
 def recipe(base: str = "pretrain", /, **changes):
     """Returns a recipe that resolves, but for the changes: `section__field=value`."""

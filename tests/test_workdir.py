@@ -16,6 +16,8 @@ from lepton_jax import workdir
 from lepton_jax.config import Config, MeshConfig, QuickstartConfig, TrainConfig, to_dict
 from lepton_jax.core.errors import UserError
 
+pytestmark = pytest.mark.once
+
 CONFIG = Config()
 
 

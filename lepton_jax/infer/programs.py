@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lepton_jax.core.errors import UserError
+from lepton_jax.core.weights import lay_out
 from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.infer.signature import Signature
 
@@ -90,7 +91,7 @@ def of(
             return partial(_fill, model, top, candidates)
         return partial(_classify, model)
 
-    params = unstack(convert(bundle, precision))
+    params = lay_out(unstack(convert(bundle, precision)))
     return Program(forward(attention), params, signature, bundle.tokenizer, precision, portable=forward("xla"))
 
 

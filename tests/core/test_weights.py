@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_jax.core.weights import Int8, dot, quantize, take
+from lepton_jax.core.weights import Int8, dot, lay_out, quantize, take
 
 
 def normal(seed, shape, scale=1.0):
@@ -107,3 +107,24 @@ def test_one_row_is_multiplied_in_int8_too():
     (product,) = re.findall(r"dot_general.*", jax.jit(dot).lower(x[:1], w).as_text())
     assert "(tensor<2x64xi8>, tensor<64x32xi8>) -> tensor<2x32xi32>" in product
     np.testing.assert_array_equal(dot(x[:1], w), dot(x, w)[:1])
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_transposed_kernel_is_the_same_matrix(rows):
+    rng = np.random.default_rng(0)
+    w = quantize(jnp.asarray(rng.normal(size=(64, 32)), jnp.float32), axis=-2)
+    table = quantize(jnp.asarray(rng.normal(size=(9, 64)), jnp.float32), axis=-1)
+    found = lay_out({"kernel": w, "table": table, "bias": jnp.zeros(3)})
+    turned = found["kernel"]
+    assert turned.values.shape == (32, 64) and turned.shape == w.shape == (64, 32)
+    assert found["table"].values is table.values and not found["table"].transposed
+    x = jnp.asarray(rng.normal(size=(rows, 64)), jnp.float32)
+    np.testing.assert_array_equal(dot(x, turned), dot(x, w))
+    np.testing.assert_array_equal(turned.dense(), w.dense())
+    np.testing.assert_array_equal(take(turned, jnp.array([3, 0])), take(w, jnp.array([3, 0])))
+    (product,) = re.findall(r"dot_general.*", jax.jit(dot).lower(x, turned).as_text())
+    assert "contracting_dims = [1] x [1]" in product and "transpose" not in jax.jit(dot).lower(x, turned).as_text()
+    np.testing.assert_array_equal(dot(x, table.T), dot(x, quantize(table.dense().T, axis=-2)))
+    assert table.T.transposed and not table.T.T.transposed
+    stack = lay_out(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), w))
+    assert stack.shape == (2, 64, 32) and stack.values.shape == (2, 32, 64)

@@ -15,6 +15,8 @@ from lepton_jax.data.shards import encode_documents
 from lepton_jax.data.splits import load_splits
 from lepton_jax.data.tokenizers import train
 
+pytestmark = pytest.mark.once
+
 LENGTH = 16
 
 

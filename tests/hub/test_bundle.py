@@ -19,6 +19,8 @@ from lepton_jax.data import tokenizers
 from lepton_jax.data.rows import encode_examples
 from lepton_jax.data.shards import encode_documents
 
+pytestmark = pytest.mark.once
+
 IDS = np.arange(24, dtype=np.int32).reshape(2, 12) + 5
 
 

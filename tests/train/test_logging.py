@@ -19,6 +19,8 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.train import logging
 from lepton_jax.train.logging import MetricsLogger, read_metrics
 
+pytestmark = pytest.mark.once
+
 
 def scalars(workdir: Path) -> dict[tuple[str, int], float]:
     """Reads TensorBoard's event files: records of length, checksum, data, checksum."""
