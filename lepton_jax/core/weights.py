@@ -59,7 +59,7 @@ class Int8(Weight):
     inputs, all by that one. With `smooth` (Xiao et al. 2022, arXiv:2211.10438, equation 3) inputs are divided by it
     first; `values` then stand for the original times `smooth`.
 
-    Where `transposed`, `values` are [..., N, K]: a product then reads them as they lie, with the axis it sums over last.
+    Where `transposed`, `values` are [..., N, K]: a product reads them as they lie, with the axis it sums over last.
     For few rows XLA's product takes up to half the time on CPUs, and it is what GPUs want.
     """
 
