@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,12 +27,34 @@ from lepton_jax.infer.profiles import Profile
 from lepton_jax.infer.programs import Program
 from lepton_jax.infer.readings import Prediction
 
-# (numbers of rows, what waits for the outputs and features that are being computed for them) of each batch.
-Pending = list[tuple[list[int], Callable[[], tuple[np.ndarray, np.ndarray]]]]
-
 _CPU_TOKENS = 512  # of a batch, see `InferConfig`
 _CHUNK = 64  # batches whose texts are sorted together
 _CHARACTERS = 1 << 24  # of the texts of a chunk, so that long ones need no more memory than many
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Rows that are being computed, and for each batch the numbers of its rows and its (outputs, features) to come."""
+
+    size: int
+    batches: list[tuple[list[int], Future[tuple[np.ndarray, np.ndarray]]]]
+
+    def get(self, which: int = 0) -> list[Any]:
+        """Returns each row's outputs (0) or features (1), once they are there; what fails or is interrupted ends."""
+        found: list[Any] = [None] * self.size
+        try:
+            for chosen, batch in self.batches:
+                for row, own in zip(chosen, batch.result()[which], strict=False):
+                    found[row] = own
+        except BaseException:
+            self.cancel()
+            raise
+        return found
+
+    def cancel(self) -> None:
+        """Gives up the batches that have not begun."""
+        for _, batch in self.batches:
+            batch.cancel()
 
 
 class Predictor:
@@ -128,25 +150,27 @@ class Predictor:
         reading.require_sequences(texts, pairs)
         return list(self.stream(texts, pairs))
 
-    def stream(self, texts: Iterable[Any], pairs: Iterable[Any] | None = None) -> Iterator[Prediction]:
+    def stream(self, texts: Iterable[Any], pairs: Iterable[Any] | None = None) -> Generator[Prediction, None, None]:
         """Yields what a call returns, for texts without end in bounded memory: some thousands are held at a time.
 
-        While a device computes those, the next ones are read.
+        While a device computes those, the next ones are read. To `close` it before its end gives up what has not begun.
 
         Raises:
           UserError: there are not as many pairs as texts, or the model fills masks, and there are any.
         """
         if pairs is not None and self.signature.task == "masked_lm":
             raise UserError("predictor(texts, pairs): a filler of masks takes single texts")
-        chunks = _chunks(texts, pairs, _CHUNK * self.buckets.counts[-1])
-        pending: Callable[[], list[Prediction]] | None = None
-        for chunk in chunks:
-            following = self._start(*chunk)
-            if pending is not None:
-                yield from pending()
-            pending = following
-        if pending is not None:
-            yield from pending()
+        started: list[tuple[Work, Callable[[], list[Prediction]]]] = []
+        try:
+            for chunk in _chunks(texts, pairs, _CHUNK * self.buckets.counts[-1]):
+                started.append(self._start(*chunk))
+                if len(started) == 2:
+                    yield from started.pop(0)[1]()
+            if started:
+                yield from started.pop()[1]()
+        finally:
+            for work, _ in started:
+                work.cancel()
 
     def scores(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
         """Returns float64 [len(texts), C] of whole texts: probabilities of the labels, the number, or the embedding.
@@ -190,9 +214,9 @@ class Predictor:
           rows: encoded texts.
           places: of a filler of masks, where in its row each mask is.
         """
-        pending = self._dispatch(rows, places)
-        features = _collect(rows, pending, 1)
-        return _collect(rows, pending), np.stack(features) if features else np.zeros((0, 0), np.float32)
+        work = self._dispatch(rows, places)
+        features = work.get(1)
+        return work.get(), np.stack(features) if features else np.zeros((0, 0), np.float32)
 
     def pad(
         self, rows: Rows, chosen: Sequence[int] | None = None, places: Sequence[int] = ()
@@ -217,46 +241,44 @@ class Predictor:
             extra[0][: len(chosen)] = [places[row] for row in chosen]
         return tables[0], mask, *tables[1:], *extra
 
-    def _start(self, texts: Sequence[Any], pairs: Sequence[Any] | None) -> Callable[[], list[Prediction]]:
-        """Sends texts to the devices, and returns what waits for the predictions."""
+    def _start(self, texts: Sequence[Any], pairs: Sequence[Any] | None) -> tuple[Work, Callable[[], list[Prediction]]]:
+        """Sends texts to the devices, and returns what is being computed, and what waits for the predictions."""
         faults = reading.faults(texts, pairs)
         good = [number for number in range(len(texts)) if number not in faults]
-        finish = self._send([texts[number] for number in good], None if pairs is None else [pairs[n] for n in good])
+        work, read = self._send([texts[number] for number in good], None if pairs is None else [pairs[n] for n in good])
 
-        def collect() -> list[Prediction]:
-            found = dict(zip(good, finish(), strict=True))
+        def finish() -> list[Prediction]:
+            found = dict(zip(good, read(work.get()), strict=True))
             return [{"error": faults[number]} if number in faults else found[number] for number in range(len(texts))]
 
-        return collect
+        return work, finish
 
-    def _send(self, texts: list[str], pairs: list[str] | None) -> Callable[[], list[Prediction]]:
+    def _send(self, texts: list[str], pairs: list[str] | None) -> tuple[Work, Callable[[list[Any]], list[Prediction]]]:
+        """Returns what is being computed for texts, and what reads predictions from its outputs."""
         if self.signature.task == "masked_lm":
             return self._fill(texts)
         if self.signature.classifies_tokens and pairs is None:
             return self._read_in_windows(texts)
         encoded = reading.encode(self.signature, self.tokenizer, texts, pairs)
-        pending = self._dispatch(encoded.rows)
 
-        def finish() -> list[Prediction]:
-            outputs = _collect(encoded.rows, pending)
+        def read(outputs: list[Any]) -> list[Prediction]:
             found = readings.read(self.signature, outputs, texts, encoded.words)
             for prediction, ids, sizes in zip(found, encoded.rows.ids, encoded.sizes, strict=True):
                 note(prediction, reading.warning(self.tokenizer, ids, *sizes))
             return found
 
-        return finish
+        return self._dispatch(encoded.rows), read
 
-    def _read_in_windows(self, texts: list[str]) -> Callable[[], list[Prediction]]:
+    def _read_in_windows(self, texts: list[str]) -> tuple[Work, Callable[[list[Any]], list[Prediction]]]:
         encoded = self.tokenizer.rows(texts)
         words = [words_of(row, text) for row, text in zip(encoded, texts, strict=True)]
         cuts = [windows.cut(row, own, self.max_length) for row, own in zip(encoded, words, strict=True)]
         rows = Rows([window.ids for own in cuts for window in own])
-        pending = self._dispatch(rows)
 
-        def finish() -> list[Prediction]:
-            outputs = iter(_collect(rows, pending))
+        def read(outputs: list[Any]) -> list[Prediction]:
+            rest = iter(outputs)
             whole = [
-                windows.join(own, [next(outputs) for _ in own], len(row), self.signature.num_outputs)
+                windows.join(own, [next(rest) for _ in own], len(row), self.signature.num_outputs)
                 for row, own in zip(encoded, cuts, strict=True)
             ]
             found = readings.read(self.signature, whole, texts, words)
@@ -265,15 +287,13 @@ class Predictor:
                 note(prediction, reading.warning(self.tokenizer, row.ids, size, size))
             return found
 
-        return finish
+        return self._dispatch(rows), read
 
-    def _fill(self, texts: list[str]) -> Callable[[], list[Prediction]]:
+    def _fill(self, texts: list[str]) -> tuple[Work, Callable[[list[Any]], list[Prediction]]]:
         masked = masks.encode(self.tokenizer, texts, self.max_length)
-        rows = Rows(masked.ids)
-        pending = self._dispatch(rows, masked.places)
 
-        def finish() -> list[Prediction]:
-            found = masks.read(self.tokenizer, masked, _collect(rows, pending))
+        def read(outputs: list[Any]) -> list[Prediction]:
+            found = masks.read(self.tokenizer, masked, outputs)
             for prediction, text in zip(found, texts, strict=True):
                 count = text.count(masks.MARK)
                 if not count:
@@ -282,7 +302,7 @@ class Predictor:
                     note(prediction, f"filled were the first {masks.MOST} of the text's {count} masks")
             return found
 
-        return finish
+        return self._dispatch(Rows(masked.ids), masked.places), read
 
     def compute(self, *batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (outputs, features) of a batch that `pad` made, see `Program`, once they are there."""
@@ -290,26 +310,18 @@ class Predictor:
         outputs, features = call(self.params, *batch)
         return np.asarray(outputs), np.asarray(features)
 
-    def _dispatch(self, rows: Rows, places: Sequence[int] = ()) -> Pending:
-        """Returns (numbers of rows, what is being computed for them) of each batch."""
+    def _dispatch(self, rows: Rows, places: Sequence[int] = ()) -> Work:
+        """Starts to compute rows."""
 
         def compute(chosen: list[int]) -> tuple[np.ndarray, np.ndarray]:
             return self.compute(*self.pad(rows, chosen, places))
 
         batches = self.buckets.batches(rows.lengths)
         if len(batches) == 1:  # here and now: handing one text to another thread takes a tenth of its whole time
-            outputs = compute(batches[0])
-            return [(batches[0], lambda: outputs)]
-        return [(chosen, self._workers.submit(compute, chosen).result) for chosen in batches]
-
-
-def _collect(rows: Rows, pending: Pending, which: int = 0) -> list[Any]:
-    """Returns what was computed for each row, once it is there: the outputs of a program (0), or its features (1)."""
-    found: list[Any] = [None] * len(rows)
-    for chosen, result in pending:
-        for row, own in zip(chosen, result()[which], strict=False):
-            found[row] = own
-    return found
+            done: Future[tuple[np.ndarray, np.ndarray]] = Future()
+            done.set_result(compute(batches[0]))
+            return Work(len(rows), [(batches[0], done)])
+        return Work(len(rows), [(chosen, self._workers.submit(compute, chosen)) for chosen in batches])
 
 
 def _by_rows(forward: Callable[..., Any], mesh: Mesh, params: Any, *batch: jax.Array) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count, islice
 
 import jax
@@ -14,6 +14,7 @@ from lepton_jax import infer
 from lepton_jax.config import InferConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.infer import predictor as module
+from lepton_jax.infer.predictor import Work
 
 SMALL = InferConfig((4, 8), (1, 4), 1)
 TEXTS = ["abc de", "", "gh", "abc def gh ij kl mnop abc", "b", "de", "a b c d e f g h i j k l m n o p a b c d"]
@@ -78,6 +79,44 @@ def test_threads_share_a_predictor(predictor):
     expected = [predictor(texts) for texts in calls]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(predictor, calls)) == expected
+
+
+class Queue:
+    """Workers that compute the first batches at once, and then never again."""
+
+    def __init__(self, most):
+        self.most, self.left = most, []
+
+    def submit(self, compute, *args):
+        future = Future()
+        if self.most:
+            self.most -= 1
+            future.set_result(compute(*args))
+        else:
+            self.left.append(future)
+        return future
+
+
+def test_what_nobody_waits_for_is_given_up(make_bundle, monkeypatch):
+    predictor = infer.from_bundle(make_bundle(), config=SMALL)
+    texts = TEXTS * 40  # two chunks, of 256 texts and of 24
+    first, second = (
+        len(predictor.buckets.batches(predictor.encode(part).rows.lengths)) for part in (texts[:256], texts[256:])
+    )
+    monkeypatch.setattr(predictor, "_workers", queue := Queue(first))
+    stream = predictor.stream(texts)
+    assert next(stream)["score"] == pytest.approx(predictor([texts[0]])[0]["score"], abs=1e-5)
+    assert len(queue.left) == second > 1 and not any(each.cancelled() for each in queue.left)
+    stream.close()
+    assert all(each.cancelled() for each in queue.left)
+
+
+def test_a_batch_that_fails_ends_the_others():
+    batches = [([0], Future()), ([1], Future()), ([2], Future())]
+    batches[0][1].set_exception(MemoryError("no more"))
+    with pytest.raises(MemoryError, match="no more"):
+        Work(3, batches).get()
+    assert batches[1][1].cancelled() and batches[2][1].cancelled()
 
 
 def test_several_devices_share_the_rows_and_give_the_same(make_bundle):
