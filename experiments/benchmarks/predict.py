@@ -11,8 +11,9 @@ cores, and 15 GB of memory; a tenth of the time with `--quick`, whose numbers on
 
 Files are the run's test texts, and posts to news groups cut at 512 tokens. Every engine reads them sorted by length,
 in batches of the size that is its fastest of four ("batch"): rows, and of ours tokens, for it makes batches of so
-many, and computes several of them at once, as OpenVINO does in `streams`. Before anything is timed, all must read the
-same tokens, and predict what ours does in float32: the float ones nearly the same logits, int8 nearly all the labels.
+many, and computes several of them at once, as OpenVINO does in `streams`; it pads to one of 27 lengths. Before
+anything is timed, all must read the same tokens, and predict what ours does in float32: the float ones nearly the same
+logits, int8 nearly all the labels.
 
 How to read it: `texts/s` of a file from strings to labels, and in parentheses how many times as many as OpenVINO in
 int8, the median over rounds of what both had in the same round; above 1x, the line is ahead. `model` is the same
@@ -61,7 +62,8 @@ LOADING = flags.DEFINE_bool("loading", False, "For them: load, predict one text,
 OURS = ("ours float32", "ours bfloat16", "ours int8", "ours int8, static")
 MARK, EXACT = "openvino int8", "ours float32"
 TEST, POSTS = "test texts", "posts"
-SHARED, MAX_LENGTH, LOADS = 32, 512, 3
+SHARED, MAX_LENGTH, LOADS = 32, 512, 2
+LENGTHS = (*range(8, 64, 4), *range(64, 128, 16), *range(128, 256, 32), *range(256, 512, 64))  # of our programs
 MODULES = {
     "ours": ("lepton_jax.infer",),
     "onnxruntime": ("tokenizers", "onnxruntime"),
@@ -119,7 +121,7 @@ def ours(form: str, folder: Path) -> Callable[[int], others.Engine]:
         if LOADING.value:
             predictor = infer.load(where, precision)  # with all its programs
         else:
-            lengths = (32, 64, 128, 256) if QUICK.value else (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
+            lengths = (32, 64, 128, 256) if QUICK.value else LENGTHS
             config = InferConfig(lengths=lengths, batch_tokens=64 * size)
             predictor = infer.load(where, precision, config, compiled=False)
 

@@ -12,7 +12,7 @@ import numpy as np
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.bucketing import bucket_of
 
-_MOST = 5  # lengths: each is a compilation
+_MOST = 8  # lengths: each is a compilation or more
 _UNIT = 8  # tokens that chosen lengths are multiples of; of long models more, so that there are 64 to choose from
 _SHORTEST = 16
 
@@ -93,7 +93,7 @@ def make(
 
 
 def choose(seen: np.ndarray, max_length: int) -> tuple[int, ...]:
-    """Returns at most five lengths, the last of them `max_length`, with the least tokens in all when each row is padded
+    """Returns at most eight lengths, `max_length` the last of them, with the least tokens in all if each row is padded
     to the next one.
 
     Found by dynamic programming over multiples of eight, or of a larger unit.
