@@ -36,8 +36,7 @@ from lepton_jax.workdir import read_json
 RUN = flags.DEFINE_string("run", None, "The folder of a fine-tuning, of one seed.", required=True)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each way.", lower_bound=1)
 MAX_LENGTH, ANY = 512, 1 << 20
-LENGTHS = (*range(8, 64, 4), *range(64, 128, 16), *range(128, 256, 32), *range(256, 512, 64))
-CONFIG = InferConfig(lengths=LENGTHS, devices=1)
+CONFIG = InferConfig(lengths=(16, 24, 32, 48, 64, 96, 128, 192, 256, 384), devices=1)
 
 
 def in_turn(predictor: Predictor, rows: Rows) -> None:
