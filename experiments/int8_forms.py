@@ -9,8 +9,8 @@ one a token ("dynamic") or one a layer, chosen in three ways, with and without s
 
 How to read it: `quality` is the task's metric on the test texts (`config.QUALITY`), `same` how many of its predictions
 are those of the float model, `error` the root mean square of the difference of what the heads give, in units of the
-float outputs' standard deviation, `speed` the time of a full batch of the float model over that of the form, timed by
-turns.
+float outputs' standard deviation, `speed` the time of the float model for as many texts as a batch has
+at most over that of the form, timed by turns.
 """
 
 from __future__ import annotations

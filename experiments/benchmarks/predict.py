@@ -6,7 +6,7 @@
 `--run` is the folder of a finished fine-tuning of a BERT, of one seed. `--peers_python` has torch, transformers 5,
 onnx, onnxscript, onnxruntime, openvino, nncf and absl-py; what it exports of the model, and how, is in
 `predict_peers.py`. Each engine has a process of its own, with as many threads as `--threads` says, and they take turns,
-measure by measure and round by round, so that all have the machine as it is at that time. Cost: about an hour on two
+measure by measure and round by round, so that all have the machine as it is at that time. Cost: about 40 minutes on two
 cores, and 15 GB of memory; a tenth of the time with `--quick`, whose numbers only say that all of it works.
 
 Files are the run's test texts, and posts to news groups cut at 512 tokens. Every engine reads them sorted by length,
@@ -22,8 +22,9 @@ milliseconds a file. `1 x 128` and `32 x 128` are tokens without padding, to log
 own length, from string to label; median and 99th percentile. `load` is from the libraries imported to the model ready
 (ours with its default buckets, all compiled), `first answer` from the start of the process to the first label, each in
 the first process, whose compilation cache is empty, and in later ones; `memory` the peak of a process once it has read
-both files in batches of 32. `same` is the share of the test texts with the label of ours in float32, `off` the largest
-difference of a logit, in standard deviations of them. `streams` is OpenVINO with a batch a thread at once.
+both files in batches of 32 (ours of 2,048 tokens). `same` is the share of the test texts with the label of ours in
+float32, `off` the largest difference of a logit, in standard deviations of them. `streams` is OpenVINO with a batch a
+thread at once.
 """
 
 from __future__ import annotations

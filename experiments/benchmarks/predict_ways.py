@@ -74,7 +74,6 @@ def ways(bundle: hub.Bundle, train: Any) -> dict[str, Callable[[Rows], Any]]:
 
 def main(argv: list[str]) -> None:
     del argv
-    os.environ.setdefault("PJRT_NPROC", str(os.cpu_count()))
     stored = read_json(Path(RUN.value) / "config.json")["config"]["data"]
     data = splits.load_splits(build(DataConfig, stored, "config.data"), "classes")
     bundle = hub.rescaled(hub.load(RUN.value))

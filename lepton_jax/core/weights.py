@@ -60,7 +60,7 @@ class Int8(Weight):
     first; `values` then stand for the original times `smooth`.
 
     Where `transposed`, `values` are [..., N, K]: a product reads them as they lie, with the axis it sums over last.
-    For few rows XLA's product takes up to half the time on CPUs, and it is what GPUs want.
+    XLA's product of few rows is faster so on CPUs, and it is what GPUs want.
     """
 
     values: Int[Array, "... K N"]

@@ -40,7 +40,8 @@ class Work:
     batches: list[tuple[list[int], Future[tuple[np.ndarray, np.ndarray]]]]
 
     def get(self, which: int = 0) -> list[Any]:
-        """Returns each row's outputs (0) or features (1), once they are there; what fails or is interrupted ends."""
+        """Returns each row's outputs (0) or features (1), once they are there. An error or interruption gives up the
+        batches that have not begun."""
         found: list[Any] = [None] * self.size
         try:
             for chosen, batch in self.batches:
@@ -102,20 +103,20 @@ class Predictor:
             self.forward = jax.jit(partial(_by_rows, program.forward, mesh))
         # One batch does not use all of a CPU: small operations take one core, and each waits for the one before.
         # Elsewhere the next batch is made ready meanwhile.
-        cores = len(os.sched_getaffinity(0)) if len(devices) == 1 and devices[0].platform == "cpu" else 1
-        self._workers = ThreadPoolExecutor(2 * cores, "predictor")
+        cores = os.cpu_count() if len(devices) == 1 and devices[0].platform == "cpu" else None
+        self._workers = ThreadPoolExecutor(2 * (cores or 1), "predictor")
         self._compiled: dict[tuple[int, int], Callable[..., Any]] = {}
 
     def compile(self) -> None:
         """Compiles the program of every bucket, or reads it from JAX's compilation cache."""
 
-        def prepare(length: int, count: int) -> Callable[..., Any]:
+        def prepare(shape: tuple[int, int]) -> Callable[..., Any]:
+            count, length = shape
             rows = Rows([np.zeros(length, np.int32)] * count)
             return self.forward.lower(self.params, *self.pad(rows, places=[0] * count)).compile()
 
         shapes = [(count, length) for length in self.buckets.lengths for count in self.buckets.rows(length)]
-        made = self._workers.map(lambda shape: prepare(*shape[::-1]), shapes)
-        self._compiled = dict(zip(shapes, made, strict=True))
+        self._compiled = dict(zip(shapes, self._workers.map(prepare, shapes), strict=True))
 
     def export(self, path: str | Path, platforms: Sequence[str] = exports.PLATFORMS) -> None:
         """Writes a folder that `load` runs on other machines without the code of the model, see `exports`.

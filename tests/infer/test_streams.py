@@ -13,6 +13,7 @@ import pytest
 from lepton_jax import infer
 from lepton_jax.config import InferConfig
 from lepton_jax.core.errors import UserError
+from lepton_jax.core.weights import Int8
 from lepton_jax.infer import predictor as module
 from lepton_jax.infer.predictor import Work
 
@@ -170,3 +171,15 @@ def test_a_text_of_a_million_characters_is_read(predictor):
     (found,) = predictor([long])
     np.testing.assert_allclose(scores([found]), scores(predictor([long[:100]])), atol=1e-5)
     assert found["warning"].startswith("read were the first 14 of the text's ")
+
+
+def test_batches_on_a_cpu_are_small_and_kernels_lie_as_products_read_them(make_bundle):
+    default, own = (infer.from_bundle(make_bundle(), "int8", InferConfig(devices=1, batch_tokens=n)) for n in (0, 32))
+    assert default.buckets.tokens == 512 and own.buckets.tokens == 32
+    kernels = [leaf for leaf in jax.tree.leaves(default.params, is_leaf=is_int8) if is_int8(leaf)]
+    turned = [leaf for leaf in kernels if leaf.scale.shape[-2] == 1]
+    assert turned and len(turned) < len(kernels) and all(leaf.transposed for leaf in turned)
+
+
+def is_int8(node) -> bool:
+    return isinstance(node, Int8)
