@@ -102,7 +102,8 @@ def integrated_gradients(
 
     Raises:
       UserError: int8 weights, which have no gradient; another head, or one that has not been trained; a tokenizer
-        without mask token; see also `texts.encode` and `targets`.
+        without mask token; zeros for a model that adds nothing to them before its first norm, at which its output
+        jumps; see also `texts.encode` and `targets`.
     """
     _check(bundle, baseline, steps, batch_size)
     rows, table = encode(bundle, texts, "integrated_gradients(bundle, texts)")
@@ -149,6 +150,10 @@ def _check(bundle: hub.Bundle, baseline: str, steps: int, batch_size: int) -> No
         raise UserError(f"baseline={baseline!r}: must be mask, pad or zero")
     if baseline == "mask" and bundle.tokenizer is not None and bundle.tokenizer.mask_id is None:
         raise UserError("baseline='mask': the tokenizer has no mask token; take 'pad' or 'zero'")
+    model = bundle.config
+    if baseline == "zero" and model.positions != "learned" and not model.type_vocab_size:
+        raise UserError(f"baseline='zero': with model.positions={model.positions!r} nothing is left of a vector of "
+                        f"zeros, and a norm divides by its size; take 'mask' or 'pad'")  # fmt: skip
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name}={value}: must be at least 1")
