@@ -22,6 +22,7 @@ FLOORS = (
     {"train", "infer"},
     {"plan"},
     {"stages"},
+    {"sweeps"},
     {"main"},
 )
 
