@@ -17,6 +17,10 @@ from lepton_jax.sweeps import Variant, case, chain, product, seeds
 PARENT = "configs/movie_sentiment.py"
 METRICS = ("int8.accuracy", "finetune.accuracy", "int8.agreement", "int8.speedup")
 FIGURES = (Bars("int8.accuracy"), Pareto("int8.speedup", "int8.accuracy"))
+ALIKE = {
+    "train.seeds": 1, "train.steps": 150, "optim.warmup_steps": 15, "evaluate.every": 25, "checkpoint.every": 25,
+    "data.out_of_domain": "", "evaluate.baseline": False, "infer.devices": 1,
+}  # fmt: skip
 
 
 def variants() -> Sequence[Variant]:
@@ -30,8 +34,4 @@ def variants() -> Sequence[Variant]:
         case("dynamic, aware", {"compress.aware": True}),
         case("static, aware", {**static, "compress.aware": True}),
     )
-    alike = {
-        "train.seeds": 1, "train.steps": 150, "optim.warmup_steps": 15, "evaluate.every": 25, "checkpoint.every": 25,
-        "data.out_of_domain": "", "evaluate.baseline": False, "infer.devices": 1,
-    }  # fmt: skip
-    return product(forms, case("", alike), seeds(3))
+    return product(forms, seeds(3))

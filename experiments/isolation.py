@@ -17,13 +17,13 @@ from lepton_jax.sweeps import Variant, case, product, seeds
 PARENT = "configs/quickstart.py"
 METRICS = ("finetune.accuracy",)
 FIGURES = (Bars("finetune.accuracy"),)
+ALIKE = {
+    "from_scratch": False, "finetune.compress.method": "none", "finetune.evaluate.baseline": False,
+    "pretrain.data.max_length": 128, "pretrain.model.max_positions": 128, "pretrain.train.batch_size": 16,
+}  # fmt: skip
 
 
 def variants() -> Sequence[Variant]:
     """Returns both, three seeds each."""
-    alike = {
-        "from_scratch": False, "finetune.compress.method": "none", "finetune.evaluate.baseline": False,
-        "pretrain.data.max_length": 128, "pretrain.model.max_positions": 128, "pretrain.train.batch_size": 16,
-    }  # fmt: skip
     both = (*case("isolated"), *case("not isolated", {"pretrain.data.isolate": False}))
-    return product(both, case("", alike), seeds(3))
+    return product(both, seeds(3))

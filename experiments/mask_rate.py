@@ -12,14 +12,14 @@ is masked, the harder the task.
 from collections.abc import Sequence
 
 from lepton_jax.results.figures import Bars
-from lepton_jax.sweeps import Variant, case, product, seeds, vary
+from lepton_jax.sweeps import Variant, product, seeds, vary
 
 PARENT = "configs/quickstart.py"
 METRICS = ("finetune.accuracy",)
 FIGURES = (Bars("finetune.accuracy"),)
+ALIKE = {"from_scratch": False, "finetune.compress.method": "none", "finetune.evaluate.baseline": False}
 
 
 def variants() -> Sequence[Variant]:
     """Returns four rates, three seeds each."""
-    alike = case("", {"from_scratch": False, "finetune.compress.method": "none", "finetune.evaluate.baseline": False})
-    return product(vary("pretrain.task.mask_rate", 0.15, 0.2, 0.3, 0.4), alike, seeds(3))
+    return product(vary("pretrain.task.mask_rate", 0.15, 0.2, 0.3, 0.4), seeds(3))

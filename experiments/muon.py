@@ -12,10 +12,10 @@ The literature has Muon ahead for decoders; of masked LM little is published.
 from collections.abc import Sequence
 
 from lepton_jax.results.figures import Curves, Lines
-from lepton_jax.sweeps import Variant, case, product, seeds, vary
+from lepton_jax.sweeps import Variant, product, seeds, vary
 
 PARENT = "configs/pretrain.py:nano"
-METRICS = ("pretrain.validation_loss", "pretrain.masked_accuracy", "wall_seconds")
+METRICS = ("pretrain.validation_loss", "pretrain.masked_accuracy")
 FIGURES = (
     Lines("train.learning_rate", "pretrain.validation_loss", by="optim.name", log_x=True),
     Curves("validation/loss"),
@@ -33,4 +33,4 @@ ALIKE = {
 def variants() -> Sequence[Variant]:
     """Returns two optimisers by three rates, three seeds each."""
     rates = vary("train.learning_rate", 1e-3, 3e-3, 1e-2)
-    return product(vary("optim.name", "adamw", "muon"), rates, case("", ALIKE), seeds(3))
+    return product(vary("optim.name", "adamw", "muon"), rates, seeds(3))

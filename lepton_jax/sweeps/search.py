@@ -3,7 +3,7 @@
 An experiment's `space()` names fields as variants do, and for each where its values come from:
 
     def space():
-        return {"train.learning_rate": log_uniform(1e-5, 1e-3), "train.batch_size": choice(16, 32), SEED: choice(0)}
+        return {"train.learning_rate": log_uniform(1e-5, 1e-3), "train.batch_size": choice(16, 32)}
 
 A trial is a run, in the folder of its hash, as a variant is. It is judged by the best `checkpoint.best` of its
 evaluations, so that test data choose nothing; one that is behind at an evaluation is given up, with what it saved.
