@@ -5,7 +5,8 @@ that are behind the median of the others at an evaluation are given up.
 Cost: a minute and a half a trial on two CPU cores, and less for those that are given up.
 
 How to read it: trials are judged by the accuracy on 548 validation reviews, where one and a half points are one
-standard error: what is close to the best is as good. `finetune.accuracy` is that on the test reviews, which chooses nothing.
+standard error: what is close to the best is as good. `finetune.accuracy` is that on the test reviews, which chooses
+nothing.
 """
 
 from collections.abc import Mapping
