@@ -48,6 +48,23 @@ def escape(value: Any) -> str:
     return html.escape(str(value))
 
 
+def document(title: str, body: str) -> str:
+    """Returns a whole page of a title, which is text, and a body, which is HTML."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
 def table(
     rows: Iterable[Sequence[str]], header: Sequence[str] = (), css: str = "", numbers: Collection[int] = ()
 ) -> str:

@@ -18,7 +18,8 @@ from lepton_jax.results.runs import Run
 from lepton_jax.workdir import read_jsonl
 
 _WIDTH, _HEIGHT = 6.4, 3.6  # inches, without the legend beside it
-_NAME = 30  # characters of a line of a name
+_NAME = 34  # characters of a line of a name
+_LABELS = 5  # names that are written beside points; of more, numbers are
 _MANY = 30  # points, above which a curve's markers are thinned
 
 
@@ -84,7 +85,8 @@ def _bars(figure: figures.Bars, groups: Sequence[Group]) -> Any:
         raise UserError(f"{figure.metric!r} is a number in no run")
     # Bars that differ by less than a quarter are cut at their foot, and the axis says so.
     low, high = everything.min(), everything.max()
-    foot = low - max(high - low, 0.02 * abs(high)) if low > 0.75 * high > 0 else min(0.0, low)
+    step = 10.0 ** math.floor(math.log10(max(high - low, 0.01 * abs(high), 1e-9)))
+    foot = math.floor(low / step - 1) * step if low > 0.75 * high > 0 else min(0.0, low)
     axes.barh(places, means - foot, left=foot, height=0.62, color="#cfdcf3", edgecolor="#0b3d91", linewidth=0.8)
     stds = [each.std * times for each in found]
     axes.errorbar(means, places, xerr=np.nan_to_num(stds), fmt="none", ecolor=canvas.INK, capsize=3, linewidth=1.2)
@@ -147,10 +149,11 @@ def _pareto(figure: figures.Pareto, groups: Sequence[Group]) -> Any:
         place = (x.mean * scale(figure.x), y.mean * scale(figure.y))
         bars = np.nan_to_num([x.std * scale(figure.x), y.std * scale(figure.y)])
         style = canvas.style(number)
-        axes.errorbar(*place, xerr=bars[0], yerr=bars[1], color=style.colour, marker=style.marker, markersize=6.5,
-                      elinewidth=1, capsize=2, markeredgecolor="white", markeredgewidth=0.6, zorder=3)  # fmt: skip
-        points.append(place)
         names.append(each.name)
+        points.append(place)
+        axes.errorbar(*place, xerr=bars[0], yerr=bars[1], fmt="none", ecolor=style.colour, elinewidth=0.9, alpha=0.5)
+        axes.plot(*place, style.marker, color=style.colour, markersize=6.5, markeredgecolor="white",
+                  markeredgewidth=0.6, zorder=3, label=_wrapped(f"{len(names)}  {each.name}"))  # fmt: skip
     if not points:
         raise UserError(f"no run has both {figure.x!r} and {figure.y!r} as numbers")
     signs = np.array([1 if lower_is_better(metric) else -1 for metric in (figure.x, figure.y)])
@@ -161,7 +164,12 @@ def _pareto(figure: figures.Pareto, groups: Sequence[Group]) -> Any:
     ways = ["lower" if sign > 0 else "higher" for sign in signs]
     axes.set_xlabel(f"{label(figure.x)} ({ways[0]} is better)")
     axes.set_ylabel(f"{label(figure.y)} ({ways[1]} is better)")
-    _place_labels(plot, axes, points, names, best)
+    if len(names) > _LABELS:  # names would cover each other: numbers in their places, and names beside the axes
+        numbers = [str(number) for number in range(1, len(names) + 1)]
+        _legend(plot, axes, len(names))
+        _place_labels(plot, axes, points, numbers, best)
+    else:
+        _place_labels(plot, axes, points, [_wrapped(name) for name in names], best)
     return plot
 
 
@@ -175,7 +183,9 @@ def front(costs: np.ndarray) -> np.ndarray:
 def _place_labels(plot: Any, axes: Any, points: Sequence[tuple[float, float]], names: Sequence[str], best: Any) -> None:
     """Writes each name beside its point, where it covers the least of what is there already."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.patheffects import withStroke
 
+    halo = withStroke(linewidth=2.5, foreground="white")
     drawn = FigureCanvasAgg(plot)
     drawn.draw()  # fixes the layout, so that places are known
     renderer = drawn.get_renderer()
@@ -187,10 +197,11 @@ def _place_labels(plot: Any, axes: Any, points: Sequence[tuple[float, float]], n
             for angle in range(0, 360, 30):
                 dx, dy = radius * math.cos(math.radians(angle)), radius * math.sin(math.radians(angle))
                 text = axes.annotate(
-                    _wrapped(name), (x, y), (dx, dy), textcoords="offset points", fontsize=8, color=canvas.INK,
+                    name, (x, y), (dx, dy), textcoords="offset points", fontsize=8, color=canvas.INK,
                     ha="left" if dx > 1 else "right" if dx < -1 else "center",
                     va="bottom" if dy > 1 else "top" if dy < -1 else "center", fontweight="bold" if first else "normal",
                     arrowprops={"arrowstyle": "-", "color": canvas.GREY, "linewidth": 0.5} if radius > 7 else None,
+                    path_effects=[halo], zorder=4,
                 )  # fmt: skip
                 box = text.get_window_extent(renderer).extents
                 covered = sum(_overlap(box, other) for other in taken)
@@ -268,7 +279,9 @@ def _band(axes: Any, steps: Sequence[float], values: np.ndarray, name: str, numb
 
 def _line(axes: Any, x: Sequence[float], means: np.ndarray, stds: np.ndarray, name: str, number: int) -> None:
     style, every = canvas.style(number), max(len(x) // 10, 1) if len(x) > _MANY else 1
-    axes.fill_between(x, means - stds, means + stds, color=style.colour, alpha=0.13, linewidth=0)
+    if len(x) == 1:
+        axes.errorbar(x, means, yerr=stds, fmt="none", ecolor=style.colour, capsize=3)
+    axes.fill_between(x, means - stds, means + stds, color=style.colour, alpha=0.1, linewidth=0)
     axes.plot(x, means, color=style.colour, linestyle=style.line, marker=style.marker, markersize=4.5, linewidth=1.5,
               markevery=every, markeredgecolor="white", markeredgewidth=0.4, label=_wrapped(name))  # fmt: skip
 
@@ -277,10 +290,12 @@ def _legend(plot: Any, axes: Any, count: int, title: str = "") -> None:
     """Sets the names of lines beside the axes, where they cover none of them."""
     if count < 1:
         return
-    plot.set_figwidth(_WIDTH + 2.0)
+    handles, names = axes.get_legend_handles_labels()
+    lines = sum(name.count("\n") + 1.4 for name in names) + bool(title)
+    plot.set_size_inches(_WIDTH + 2.4, max(plot.get_figheight(), 0.2 + 0.145 * lines))
     plot.legend(
-        *axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8, handlelength=3.4,
-        title=title or None, title_fontsize=8,
+        handles, names, loc="outside right upper", frameon=False, fontsize=8, handlelength=3.4, title=title or None,
+        title_fontsize=8,
     )  # fmt: skip
 
 
@@ -302,7 +317,13 @@ def scale(metric: str) -> float:
 
 
 def _wrapped(name: str) -> str:
-    return "\n".join(textwrap.wrap(name, _NAME, break_long_words=True)) or name
+    """Returns a name in lines, which end after a comma where one may."""
+    lines = [""]
+    for part in name.split(", "):
+        joined = f"{lines[-1]}, {part}" if lines[-1] else part
+        lines = [*lines[:-1], joined] if len(joined) <= _NAME else [*filter(None, lines[:-1]), *filter(None, [
+            f"{lines[-1]}," if lines[-1] else ""]), *textwrap.wrap(part, _NAME)]  # fmt: skip
+    return "\n".join(lines)
 
 
 def description(figure: figures.Figure) -> str:
