@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "lepton_jax/__init__.py").read_text(encoding="utf-8"))[1]
+EXPERIMENTS = ["optuna>=4", "pandas>=2.2", "submitit>=1.5"]
+DOCS = ["furo>=2024", "myst-parser>=4", "sphinx>=8"]
 
 setup(
     name="lepton_jax",
@@ -50,8 +52,16 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "onnx": ["onnx>=1.17"],
+        "experiments": EXPERIMENTS,
+        "notebooks": [*EXPERIMENTS, "ipykernel>=6", "nbclient>=0.10"],
+        "wandb": ["wandb>=0.19"],
+        "docs": DOCS,
         "parity": ["torch>=2.6", "transformers>=5"],
         "dev": [
+            *EXPERIMENTS,
+            *DOCS,
+            "ipykernel>=6",
+            "nbclient>=0.10",
             "hypothesis>=6.100",
             "onnx>=1.17",
             "onnxruntime>=1.20",  # runs what is exported

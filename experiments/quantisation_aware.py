@@ -25,7 +25,8 @@ from lepton_jax import hub, infer, stages
 from lepton_jax.config import QUALITY, CompressConfig, Config, InferConfig
 from lepton_jax.core.fields import build
 from lepton_jax.data import splits
-from lepton_jax.stages.assessment import KINDS, Judge, encode
+from lepton_jax.evaluate.lines import KINDS
+from lepton_jax.stages.assessment import Judge, encode
 from lepton_jax.stages.compression import quantised
 from lepton_jax.workdir import read_json, read_jsonl
 

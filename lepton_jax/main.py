@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from lepton_jax.config import MeshConfig, resolve, runs
+from lepton_jax.config import AblateConfig, MeshConfig, SearchConfig, resolve, runs
 from lepton_jax.core.errors import UserError
 from lepton_jax.disk import UNWRITABLE, failed_write
 from lepton_jax.overrides import explain_override
@@ -77,6 +77,8 @@ def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # the libraries below narrate every file they write
     try:
         config = resolve(CONFIG.value)
+        if isinstance(config, (AblateConfig, SearchConfig)):
+            return _conduct(config)
         from lepton_jax import processes  # after the config is known to be right: this loads JAX
 
         trainings = runs(config)
@@ -131,6 +133,25 @@ def _work(config: Any) -> None:
     if examples.row_count:
         console.print(examples)
     print(f"more in {WORKDIR.value}/report.html")
+
+
+def _conduct(config: AblateConfig | SearchConfig) -> None:
+    """Does the runs of an experiment in processes of their own: this one starts no device, for they are theirs."""
+    from rich.console import Console
+
+    from lepton_jax import report, sweeps
+
+    if isinstance(config, SearchConfig):
+        summary = sweeps.search(config, str(WORKDIR.value))
+    else:
+        summary = sweeps.ablate(config, str(WORKDIR.value))
+        if config.dry_run or config.where == "commands":
+            return
+    page = summary.pop("report")
+    Console().print(report.summary_table(summary))
+    print(f"more in {page}")
+    if summary.get("failed"):
+        raise SystemExit(1)
 
 
 def _leave(error: Exception) -> NoReturn:

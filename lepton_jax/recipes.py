@@ -1,9 +1,11 @@
-"""What recipes share: of pretraining a named size with its data and steps, of fine-tuning how a result is measured."""
+"""What recipes share: of pretraining a named size with its data and steps, of fine-tuning how a result is measured, of
+sweeps where experiments are."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lepton_jax.config import default_config
@@ -65,4 +67,19 @@ def tuned(task: str, init: str, *, length: int, steps: int, rate: float) -> Any:
     config.evaluate.update(every=-(-steps // 6), baseline=True)
     config.checkpoint.every = config.evaluate.every
     config.compress.method = "int8"
+    return config
+
+
+def of_experiment(stage: str, recipe: str, name: str) -> Any:
+    """Returns a ConfigDict of a stage for an experiment: a file, or a name of one in `experiments/` beside the recipes.
+
+    Args:
+      stage: "ablate" or "search".
+      recipe: the path of the recipe.
+      name: such as "mask_rate", or "mine/warmup.py".
+    """
+    config: Any = default_config(stage)
+    config.experiment = name
+    if name and not name.endswith(".py"):
+        config.experiment = str(Path(recipe).parent.parent / "experiments" / f"{name}.py")
     return config

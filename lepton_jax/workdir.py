@@ -13,6 +13,7 @@ A folder belongs to the one config in its config.json: `claim` resumes that run 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -31,6 +32,7 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.disk import failed_write
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_ELSEWHERE = {"mesh", "profile"}  # sections and fields in which two configs of one run may differ
 _ABSENT = "nothing"  # how a message names a field that one of two configs does not have
 
 
@@ -69,7 +71,7 @@ def _claim(workdir: Path, config: Any) -> None:
         recorded = read_json(path)
         if not isinstance(recorded, dict) or not isinstance(recorded.get("config"), dict):
             raise UserError(f"{path}: holds no config of a run; choose another workdir")
-        _require_same(workdir, recorded["config"], wanted)
+        _require_same(workdir, recorded["config"], config)
         starts, here = recorded.get("starts", []), _place(config)
         if not starts or starts[-1] != here:
             write_json(path, recorded | {"starts": [*starts, here]})
@@ -181,12 +183,32 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _require_same(workdir: Path, recorded: dict[str, Any], wanted: dict[str, Any], shown: int = 3) -> None:
-    """Raises where two configs differ, naming the first few fields that do."""
-    there, here = flatten(recorded), flatten(json.loads(json.dumps(wanted)))
-    names = [path for path in {**here, **there} if not {"mesh", "profile"} & set(path.split("."))]
-    paths = [path for path in names if there.get(path, _ABSENT) != here.get(path, _ABSENT)]
+def identity(config: Any) -> str:
+    """Returns 10 hexadecimal digits that two resolved configs share if `claim` takes them for the same run.
+
+    Fields with their default values do not enter, so that a config keeps its digits when the package gets a new field.
+    """
+    own = _own_fields(to_dict(config), type(config)())
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _own_fields(tree: dict[str, Any], default: Any) -> dict[str, Any]:
+    """Returns the fields of a config, by their paths, that make it a run of its own: those that are not the default,
+    but for where it computes and what is watched of it meanwhile."""
+    usual = flatten(to_dict(default))
+    del usual["stage"]  # of two stages nothing is the same
+    fields = {path: value for path, value in flatten(tree).items() if not _ELSEWHERE & set(path.split("."))}
+    return {path: value for path, value in fields.items() if path not in usual or value != usual[path]}
+
+
+def _require_same(workdir: Path, recorded: dict[str, Any], config: Any, shown: int = 3) -> None:
+    """Raises where two configs differ, naming the first few fields that do; what was not recorded has its default."""
+    default = type(config)()
+    there, here = _own_fields(recorded, default), _own_fields(to_dict(config), default)
+    paths = [path for path in {**here, **there} if there.get(path, _ABSENT) != here.get(path, _ABSENT)]
     if paths:
+        usual = flatten(to_dict(default))
+        there, here = usual | there, usual | here
         fields = "; ".join(
             f"{path}={there.get(path, _ABSENT)!r} there, {here.get(path, _ABSENT)!r} here" for path in paths[:shown]
         )

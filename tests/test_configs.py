@@ -53,6 +53,8 @@ def described(path: Path, arg: str) -> list[Config]:
         config.source = "runs/model"
     if config.stage == "compare":
         config.a = config.b = "runs/model"
+    if config.stage in ("ablate", "search") and not config.experiment:
+        config.experiment = "experiments/mask_rate.py"
     if config.stage == "predict":
         config.infer.texts = ("a text",)
     if config.stage in SOURCES and not config.data.train:

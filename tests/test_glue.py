@@ -13,7 +13,7 @@ import tensorflow_datasets.text  # registers GLUE
 from lepton_jax.config import METRICS, resolve
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.splits import load_splits
-from lepton_jax.stages.assessment import KINDS
+from lepton_jax.evaluate.lines import KINDS
 
 pytestmark = pytest.mark.once
 

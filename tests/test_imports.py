@@ -22,6 +22,7 @@ FLOORS = (
     {"train", "infer", "attribution"},
     {"plan"},
     {"stages"},
+    {"sweeps"},
     {"main"},
 )
 

@@ -63,13 +63,36 @@ def test_another_config_is_refused_by_naming_the_fields(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_a_field_that_only_one_side_has_is_a_difference(tmp_path: Path) -> None:
+def test_a_field_that_was_not_recorded_has_its_default(tmp_path: Path) -> None:
+    """So a run goes on with a package that has got a new field since, and a run that sets it is another one."""
     workdir.claim(tmp_path, CONFIG)
     record = json.loads((tmp_path / "config.json").read_text())
     del record["config"]["train"]["seed"]
     (tmp_path / "config.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"train\.seed='nothing' there, 0 here"):
+    workdir.claim(tmp_path, CONFIG)
+    with pytest.raises(UserError, match=r"train\.seed=0 there, 3 here"):
+        workdir.claim(tmp_path, dataclasses.replace(CONFIG, train=TrainConfig(seed=3)))
+
+
+def test_a_field_that_is_no_longer_known_is_a_difference(tmp_path: Path) -> None:
+    workdir.claim(tmp_path, CONFIG)
+    record = json.loads((tmp_path / "config.json").read_text())
+    record["config"]["train"]["momentum"] = 0.5
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"train\.momentum=0\.5 there, 'nothing' here"):
         workdir.claim(tmp_path, CONFIG)
+
+
+def test_the_identity_of_a_config_is_what_makes_it_a_run_of_its_own(tmp_path: Path) -> None:
+    def changed(**sections: Any) -> Config:
+        return dataclasses.replace(CONFIG, **sections)
+
+    same = (changed(mesh=MeshConfig("fsdp=-1")), changed(train=TrainConfig(profile=5)))
+    assert all(config != CONFIG and workdir.identity(config) == workdir.identity(CONFIG) for config in same)
+    others = (changed(train=TrainConfig(seed=1)), changed(train=TrainConfig(seed=2)), changed(stage="finetune"))
+    digits = {workdir.identity(config) for config in (CONFIG, *others, QuickstartConfig())}
+    assert len(digits) == 5 and all(len(each) == 10 and int(each, 16) >= 0 for each in digits)
+    assert workdir.identity(CONFIG) == "d76711e865"  # a new field leaves it as it is, by its default
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:

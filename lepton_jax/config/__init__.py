@@ -22,6 +22,7 @@ from lepton_jax.config.sections import (
     QUALITY,
     RAMP_PARTS,
     STAGES,
+    AblateConfig,
     Activation,
     ApplyConfig,
     CheckpointConfig,
@@ -37,6 +38,8 @@ from lepton_jax.config.sections import (
     OptimConfig,
     PredictConfig,
     QuickstartConfig,
+    SearchConfig,
+    SlurmConfig,
     TaskConfig,
     TrainConfig,
 )
@@ -53,6 +56,7 @@ __all__ = [
     "QUALITY",
     "RAMP_PARTS",
     "STAGES",
+    "AblateConfig",
     "Activation",
     "ApplyConfig",
     "CheckpointConfig",
@@ -68,6 +72,8 @@ __all__ = [
     "OptimConfig",
     "PredictConfig",
     "QuickstartConfig",
+    "SearchConfig",
+    "SlurmConfig",
     "TaskConfig",
     "TrainConfig",
     "default_config",
@@ -104,6 +110,8 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Any:
     for name in ("a", "b") if isinstance(resolved, CompareConfig) else ():
         if not getattr(resolved, name):
             raise UserError(f"config.{name}='': name the WORKDIR of a fine-tuning")
+    if isinstance(resolved, (AblateConfig, SearchConfig)) and not resolved.experiment:
+        raise UserError("config.experiment='': name a file, such as experiments/mask_rate.py")
     if isinstance(resolved, PredictConfig):
         checks.check_buckets(resolved.infer, "config.infer")
         checks.check_application(resolved.infer)

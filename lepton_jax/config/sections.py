@@ -275,6 +275,51 @@ class CompareConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SlurmConfig:
+    """What each job of a sweep asks for; one job a run."""
+
+    cluster: Literal["slurm", "local"] = "slurm"  # "local": as processes of this machine, all at once
+    partition: str = ""
+    account: str = ""
+    minutes: int = number(240, 1)
+    nodes: int = number(1, 1)
+    cpus: int = number(8, 1)
+    gpus: int = number(0, 0)  # a node
+    memory_gb: int = number(32, 1)  # a node
+    at_once: int = number(16, 1)  # jobs that may run at the same time
+    extra: tuple[str, ...] = ()  # further settings of sbatch, each NAME=VALUE
+
+
+@dataclasses.dataclass(frozen=True)
+class AblateConfig:
+    """The variants of an experiment, each a run."""
+
+    stage: Literal["ablate"] = "ablate"
+    experiment: str = ""  # a file, see `lepton_jax.sweeps.experiment`
+    only: str = ""  # runs whose name or hash this is part of; empty: all
+    dry_run: bool = False  # say what it will cost, and run nothing
+    where: Literal["here", "slurm", "commands"] = "here"
+    workers: int = number(1, 1)  # here: runs at the same time
+    gpus: tuple[str, ...] = ()  # here: a worker for each, which sees no other; empty: `workers`
+    template: str = "{command}"  # of commands: may hold {quoted}, the command as one word, {index} and {hash}
+    slurm: SlurmConfig = SlurmConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """A search in the space of an experiment, each trial a run."""
+
+    stage: Literal["search"] = "search"
+    experiment: str = ""  # a file, see `lepton_jax.sweeps.search`
+    trials: int = number(20, 1)  # in all, those of earlier commands among them
+    workers: int = number(1, 1)
+    gpus: tuple[str, ...] = ()  # a worker for each, which sees no other; empty: `workers`
+    pruner: Literal["median", "hyperband", "none"] = "median"  # what decides which trial is given up
+    startup: int = number(5, 1)  # of "median": trials that end before any is given up
+    seed: int = number(0, 0)  # of the search
+
+
+@dataclasses.dataclass(frozen=True)
 class ApplyConfig(InferConfig):
     """What a trained model is applied to, and how."""
 
@@ -334,4 +379,6 @@ STAGES: dict[str, type] = {
     "convert": ConvertConfig,
     "compare": CompareConfig,
     "predict": PredictConfig,
+    "ablate": AblateConfig,
+    "search": SearchConfig,
 }

@@ -15,13 +15,11 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.spans import Span, from_tags, join_words
-
-Kind = Literal["classes", "sets", "numbers", "spans"]
-
+from lepton_jax.evaluate.lines import Kind
 
 # What a cell of one value may be: JSON's, and those of tables with types.
 _CELLS = (str, bytes, bool, int, float, decimal.Decimal, datetime.date, datetime.time)

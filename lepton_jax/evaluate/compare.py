@@ -3,49 +3,55 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 
 from lepton_jax.core.errors import UserError
-from lepton_jax.evaluate.intervals import interval
-from lepton_jax.evaluate.lines import figures
+from lepton_jax.evaluate.intervals import bounds, drawn, p_value
+from lepton_jax.evaluate.lines import Kind, figures
 
 Line = dict[str, Any]
 
 
 def compare(
-    kind: Literal["classes", "sets", "numbers", "spans"], runs: Sequence[tuple[Sequence[Line], Sequence[Line]]]
+    kind: Kind,
+    runs: Sequence[tuple[Sequence[Line], Sequence[Line]]],
+    only: Collection[str] = (),
 ) -> dict[str, Any]:
     """Returns the metrics of two models, their difference (the second minus the first), and how sure it is.
 
-    Each metric of `lines.figures` has `a`, `b`, `difference` and its 95% `interval` by a paired bootstrap, which draws
-    examples and, where there are several, pairs of runs; a metric that one of them does not define is left out. Classes
+    Each metric of `lines.figures` has `a`, `b`, `difference`, its 95% `interval` and its `p_value` by a paired
+    bootstrap, which draws examples and, where there are several, pairs of runs; a metric that one of them does not define is left out. Classes
     have also McNemar's exact test (McNemar 1947) of each pair: how many examples only the one, only the other gets
     right, and the p-value of such a split or a worse one.
 
     Args:
       kind: of the labels.
       runs: pairs of predictions, such as those of the same seed; the lines of predictions.jsonl, in any order.
+      only: the metrics; empty: all.
 
     Raises:
       UserError: the predictions are not of the same examples with the same labels.
     """
     reference = _ordered(runs[0][0], "a")
     aligned = [(_align(reference, a, "a"), _align(reference, b, "b")) for a, b in runs]
-    drawn = [(figures(kind, a), figures(kind, b)) for a, b in aligned]
+    sides = [(figures(kind, a), figures(kind, b)) for a, b in aligned]
     everything = np.arange(len(reference))
     summary: dict[str, Any] = {"examples": len(everything)}
-    for name in drawn[0][0]:
-        a, b = (float(np.mean([pair[side][name](everything) for pair in drawn])) for side in (0, 1))
+    for name in sides[0][0]:
+        if only and name not in only:
+            continue
+        a, b = (float(np.mean([pair[side][name](everything) for pair in sides])) for side in (0, 1))
         if not np.isfinite([a, b]).all():
             continue
         differences = [
-            lambda chosen, one=one[name], other=other[name]: other(chosen) - one(chosen) for one, other in drawn
+            lambda chosen, one=one[name], other=other[name]: other(chosen) - one(chosen) for one, other in sides
         ]
-        bounds = interval(differences, len(everything))
-        summary[name] = {"a": a, "b": b, "difference": b - a, "interval": list(bounds)}
+        found = drawn(differences, len(everything))
+        both = {"interval": list(bounds(found)), "p_value": p_value(found)}
+        summary[name] = {"a": a, "b": b, "difference": b - a} | both
     if kind == "classes":
         summary["mcnemar"] = [_mcnemar(*pair) for pair in aligned]
     return summary

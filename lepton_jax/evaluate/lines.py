@@ -11,12 +11,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+Kind = Literal["classes", "sets", "numbers", "spans"]
+# What the labels of each task are.
+KINDS: dict[str, Kind] = {
+    "classification": "classes", "multi_label": "sets", "regression": "numbers", "token_classification": "spans"
+}  # fmt: skip
+
 Figure = Callable[[np.ndarray], float]  # numbers of examples, int [m], each as often as it counts -> a metric over them
 
 
-def figures(
-    kind: Literal["classes", "sets", "numbers", "spans"], lines: Sequence[Mapping[str, Any]]
-) -> dict[str, Figure]:
+def figures(kind: Kind, lines: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
     """Returns the main metrics of a kind: of classes `accuracy`, `macro_f1`; of sets `micro_f1`, `exact_match`; of
     numbers `mean_squared_error`, `spearman`; of spans `f1`."""
     pairs = [(line["label"], line["prediction"]) for line in lines]

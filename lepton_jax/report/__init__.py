@@ -1,4 +1,4 @@
-"""A run as a page to look at: one self-contained `report.html`, and the summary as a table for the terminal.
+"""Runs as pages to look at: one self-contained `report.html` of a run or of many, and summaries for the terminal.
 
 Everything comes from the files in the run folders. The page loads nothing from elsewhere, its texts are escaped,
 and what it shows by colour it also shows by shape or number, so that a grey print reads the same.
@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lepton_jax.report.page import STYLE, escape
+from lepton_jax.report.page import document, escape
 from lepton_jax.report.runs import run_section
 from lepton_jax.report.summary import details, examples_table, summary_section, summary_table
+from lepton_jax.report.sweep import Question, write_runs, write_sweep
 from lepton_jax.workdir import replace_file
 
-__all__ = ["examples_table", "summary_table", "write_report"]
+__all__ = ["Question", "examples_table", "summary_table", "write_report", "write_runs", "write_sweep"]
 
 
 def write_report(path: Path, runs: Mapping[str, Path], summary: Mapping[str, Any]) -> None:
@@ -33,21 +34,8 @@ def write_report(path: Path, runs: Mapping[str, Path], summary: Mapping[str, Any
       UserError: a run's file is missing or damaged, or the page cannot be written.
     """
     sections = [run_section(title, folder) for title, folder in runs.items()]
-    page = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>lepton_jax report</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>Report</h1>
-<p class="note">{escape(", ".join(runs))}</p>
-{summary_section(summary)}
-{"".join(sections)}
-{details(summary)}
-</body>
-</html>
-"""
-    replace_file(path, page)
+    body = [
+        f"<h1>Report</h1>\n<p class='note'>{escape(', '.join(runs))}</p>\n", summary_section(summary), *sections,
+        details(summary),
+    ]  # fmt: skip
+    replace_file(path, document("lepton_jax report", "".join(body)))

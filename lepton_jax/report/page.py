@@ -1,17 +1,13 @@
-"""The parts that pages are made of: style, tables, figures, and values as people read them."""
+"""The parts that pages are made of: style, tables and images."""
 
 from __future__ import annotations
 
 import base64
 import html
-import io
-import json
-import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-# Ends of the names of metrics that are shares of something.
-_SHARES = ("accuracy", "agreement", "f1", "precision", "recall", "exact_match", "utilisation")
+from lepton_jax.results import canvas
 
 STYLE = """
 :root { color-scheme: light; }
@@ -48,29 +44,25 @@ code { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow
 """
 
 
-def words(name: str) -> str:
-    """Returns a metric's name for reading: "validation/f1_macro" gives "validation f1 macro"."""
-    return name.replace("/", " ").replace("_", " ")
-
-
-def shown(name: str, value: Any) -> str:
-    """Returns a metric's value as a person reads it; the metric's name tells what it is."""
-    name = re.sub("_(a|b|difference)$", "", name)  # of a comparison
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if name.startswith("share_of") or name.endswith(_SHARES):
-        return f"{100 * value:.1f}%"
-    if name.endswith(("ratio", "speedup")):
-        return f"{value:.2f}x"
-    if name.endswith("per_second"):
-        return f"{value:,.0f}"
-    if name.endswith("seconds"):
-        return f"{value:,.1f} s"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
 def escape(value: Any) -> str:
     return html.escape(str(value))
+
+
+def document(title: str, body: str) -> str:
+    """Returns a whole page of a title, which is text, and a body, which is HTML."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
 
 
 def table(
@@ -90,27 +82,7 @@ def table(
     return f'<table class="{css}">\n{head}<tbody>\n{"".join(line(row, "td") for row in rows)}</tbody>\n</table>\n'
 
 
-def figure(width: float, x: str, y: str) -> tuple[Any, Any]:
-    """Returns a matplotlib figure that no window knows of, and its axes."""
-    from matplotlib.figure import Figure  # here, because importing it takes a second
-
-    figure = Figure(figsize=(width, 3.0), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#eaeef2", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
-    return figure, axes
-
-
 def image(figure: Any, description: str) -> str:
     """Returns a figure as an <img> that holds its own SVG, the same bytes for the same figure."""
-    import matplotlib
-
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "report"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    data = base64.b64encode(canvas.encoded(figure, "svg")).decode("ascii")
     return f'<img alt="{escape(description)}" src="data:image/svg+xml;base64,{data}">'

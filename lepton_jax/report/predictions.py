@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from lepton_jax.report.page import escape, figure, image, table
+from lepton_jax.report.page import escape, image, table
+from lepton_jax.results import canvas
 
 _EXAMPLES = 8  # of each kind that a page shows
 _LABELS = 20  # rows of a confusion matrix; further labels are left out
@@ -29,7 +30,7 @@ def predictions(lines: list[Line], task: str) -> str:
         )
     if all(isinstance(line[key], (int, float)) for line in lines for key in ("label", "prediction")):
         by_error = sorted(lines, key=lambda line: -abs(line["label"] - line["prediction"]))
-        plot, axes = figure(5.0, "label", "prediction")
+        plot, axes = canvas.figure(5.0, "label", "prediction")
         labels, guesses = ([line[key] for line in lines] for key in ("label", "prediction"))
         axes.scatter(labels, guesses, s=6, color="#0b3d91", alpha=0.4, linewidths=0)
         axes.plot([min(labels), max(labels)], [min(labels), max(labels)], color="#8c959f", linewidth=1, linestyle="--")

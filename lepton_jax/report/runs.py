@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lepton_jax.config import STAGES, to_dict
-from lepton_jax.report.page import escape, figure, image, shown, table, words
+from lepton_jax.evaluate.display import shown, words
+from lepton_jax.report.page import escape, image, table
+from lepton_jax.results import canvas
 from lepton_jax.report.predictions import examples, predictions
 from lepton_jax.workdir import flatten, read_json, read_jsonl
 
@@ -31,13 +33,13 @@ def curves(metrics: list[dict[str, Any]]) -> str:
 
     if not metrics:
         return "<p class='note'>No metrics were logged.</p>\n"
-    loss, loss_axes = figure(6.0, "step", "loss")
+    loss, loss_axes = canvas.figure(6.0, "step", "loss")
     loss_axes.plot(*series("loss"), color="#8c959f", linewidth=1.2, label="train")
     loss_axes.plot(
         *series("validation/loss"), color="#0b3d91", linewidth=1.6, marker="o", markersize=4, label="validation"
     )
     loss_axes.legend(frameon=False)
-    rate, rate_axes = figure(4.0, "step", "learning rate")
+    rate, rate_axes = canvas.figure(4.0, "step", "learning rate")
     rate_axes.plot(*series("learning_rate"), color="#1f2328", linewidth=1.4)
     last = {
         name: value

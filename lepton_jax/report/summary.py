@@ -10,7 +10,9 @@ import rich.box
 import rich.table
 import rich.text
 
-from lepton_jax.report.page import escape, figure, image, shown, table, words
+from lepton_jax.evaluate.display import shown, words
+from lepton_jax.report.page import escape, image, table
+from lepton_jax.results import canvas
 from lepton_jax.workdir import flatten, read_jsonl
 
 
@@ -110,14 +112,14 @@ def _seeds(seeds: list[dict[str, Any]], group: str, summary: Mapping[str, Any]) 
 
 def _reliability(bins: list[dict[str, Any]]) -> str:
     """Returns what is right by what was said to be (Guo et al. 2017): on the dashed line they are the same."""
-    plot, axes = figure(6.0, "predicted probability", "share that is right")
+    plot, axes = canvas.figure(6.0, "predicted probability", "share that is right")
     axes.plot([0, 1], [0, 1], color="#8c959f", linewidth=1, linestyle="--")
     sure, right, counts = ([line[name] for line in bins] for name in ("confidence", "accuracy", "count"))
     axes.plot(sure, right, color="#0b3d91", linewidth=1.2, marker="o", markersize=4)
     axes.set_xlim(min(sure) - 0.03, 1.03)
     axes.set_ylim(-0.03, 1.03)
     axes.ticklabel_format(axis="y", style="plain")
-    shares, share_axes = figure(4.0, "predicted probability", "predictions")
+    shares, share_axes = canvas.figure(4.0, "predicted probability", "predictions")
     share_axes.bar(sure, counts, width=0.05, color="#0b3d91")
     return (
         f'<div class="figures">{image(plot, "Share that is right by predicted probability")}'

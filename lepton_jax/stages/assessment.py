@@ -11,19 +11,14 @@ import numpy as np
 
 from lepton_jax import hub
 from lepton_jax.data import spans
-from lepton_jax.data.labels import Kind
 from lepton_jax.data.rows import Rows
 from lepton_jax.data.sources import Examples
 from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.evaluate import baseline, calibration, metrics
+from lepton_jax.evaluate.lines import KINDS
 from lepton_jax.evaluate.slices import by_slice
 from lepton_jax.infer import readings
 from lepton_jax.infer.signature import Signature
-
-# What the labels of each task are.
-KINDS: dict[str, Kind] = {
-    "classification": "classes", "multi_label": "sets", "regression": "numbers", "token_classification": "spans"
-}  # fmt: skip
 
 Outputs = Sequence[np.ndarray]  # of each example, see `train.evaluate.make_outputs`
 Line = dict[str, Any]  # of predictions.jsonl

@@ -27,8 +27,9 @@ from lepton_jax.data.sources import Examples
 from lepton_jax.data.spans import bio_labels
 from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.evaluate import intervals, lines
+from lepton_jax.evaluate.lines import KINDS
 from lepton_jax.infer import readings
-from lepton_jax.stages.assessment import KINDS, Judge, Line, Part, encode, measure_baseline, temperature
+from lepton_jax.stages.assessment import Judge, Line, Part, encode, measure_baseline, temperature
 from lepton_jax.stages.completion import Summary, complete
 from lepton_jax.stages.compression import SHORTEST, calibrated, compare, compress, require_observable
 from lepton_jax.stages.training import Trainer

@@ -46,6 +46,9 @@ def pretrain(config: Config, folder: Path, mesh: Mesh) -> Summary:
         "pretrain.tokens_per_second": median("tokens_per_second"),
         "pretrain.utilisation": median("utilisation"),
         "pretrain.parameters": trees.count(bundle.params),
+        "pretrain.layer_parameters": trees.count(
+            bundle.params["layers"]
+        ),  # what scaling laws count (Kaplan et al. 2020)
         "pretrain.data": data.report | {"tokens": measured},
     }
     if config.task.name == "causal_lm":
