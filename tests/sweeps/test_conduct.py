@@ -48,7 +48,7 @@ def test_a_sweep_runs_what_is_missing_and_reports_what_fails(experiment, tmp_pat
     after = times(workdir)
     assert set(after) == set(hashes[:2]) and after[hashes[0]] == before[hashes[0]]
     told = capsys.readouterr().out
-    assert "slow, seed 1 done" in told and "no data, seed 1 failed: " in told
+    assert "slow, seed 1 done" in told and "no data, seed 0 failed: " in told
     failures = json.loads((workdir / "failures.json").read_text())
     assert set(failures) == {hashes[2]} and "none.jsonl" in failures[hashes[2]]
     page = (workdir / "report.html").read_text()
@@ -128,7 +128,7 @@ def test_commands_are_printed_for_other_machines(experiment, tmp_path, capsys):
         sweeps.ablate(AblateConfig(experiment=str(file), only="x"), tmp_path / "sweep")
 
 
-def test_jobs_of_submitit_are_the_same_runs(experiment, tmp_path, capfd):
+def test_jobs_of_submitit_are_the_same_runs(experiment, tmp_path):
     """Its local executor pickles, starts and collects jobs as that of Slurm does."""
     pytest.importorskip("submitit")
     file, workdir = experiment(BODY, **SMALL), tmp_path / "sweep"
