@@ -245,6 +245,16 @@ CHECKS = {
     "language models have no buckets": (
         "pretrain", {"data__batching": "bucketed"}, {"data__batching": "padded"},
         "config.data.batching='bucketed': language models take 'packed', 'padded'"),
+    "what is packed may be isolated": (
+        "pretrain", {"data__isolate": False, "data__batching": "padded"}, {"data__batching": "packed"},
+        "config.data.isolate=False: is for data.batching='packed'; a row of 'padded' holds one document"),
+    "labelled texts are isolated": (
+        "finetune", {"data__isolate": False}, {"data__isolate": True},
+        "config.data.isolate=False: is for the stage 'pretrain'; labelled texts are isolated"),
+    "... in a chain too": (
+        "quickstart", {"finetune__data__isolate": False, "pretrain__data__isolate": False},
+        {"finetune__data__isolate": True},
+        "config.finetune.data.isolate=False: is for the stage 'pretrain'; labelled texts are isolated"),
     "pretraining has no pairs": (
         "pretrain", {"data__pair": "b"}, {"data__pair": ""}, "config.data.pair='b': is for the stage 'finetune'"),
     "pretraining has one seed": (

@@ -112,6 +112,9 @@ class DataConfig:
     # Rows of a batch: "packed" holds several documents each, isolated from each other; "bucketed" one each, of about
     # equal lengths, padded to a quarter, half, three quarters or all of max_length; "padded" one each, all max_length.
     batching: Literal["packed", "bucketed", "padded"] = "packed"
+    # pretrain, "packed": False lets tokens attend to all documents of their row, and their positions run on through it.
+    # It is for comparison with trainings that pack so; what is predicted is the same.
+    isolate: bool = True
     streams: int = number(1, 1)  # independent parts of the order, each giving its share of every batch's rows
     tokenizer: str = "unigram"  # "unigram", "bpe" or "char" to train one; a WORKDIR or a folder to reuse one
     tokenizer_size: int = number(8192, 300)
@@ -244,13 +247,19 @@ class Config:
         """Whether a row may hold several documents."""
         return self.data.batching == "packed"
 
+    @property
+    def isolates(self) -> bool:
+        """Whether a row may hold several documents that do not see each other."""
+        return self.packs and self.data.isolate
+
 
 @dataclasses.dataclass(frozen=True)
 class QuickstartConfig:
-    """A chain: `pretrain`, then `finetune` from it, then the same `finetune` from random weights."""
+    """A chain: `pretrain`, then `finetune` from it, then, with `from_scratch`, `finetune` from random weights."""
 
     stage: Literal["quickstart"] = "quickstart"
     dry_run: bool = False
+    from_scratch: bool = True  # whether to fine-tune from random weights too, for comparison
     pretrain: Config = Config(stage="pretrain")
     finetune: Config = Config(stage="finetune")
 

@@ -69,7 +69,7 @@ def run(config: Any, folder: str | Path) -> Summary:
 
 
 def quickstart(config: QuickstartConfig, folder: Path) -> tuple[Summary, dict[str, Path]]:
-    """Pretrains, fine-tunes from that and, with the same budget, from random weights.
+    """Pretrains, fine-tunes from that and, unless the config leaves it out, with the same budget from random weights.
 
     Returns:
       (summary of all, title -> folder of each run).
@@ -79,16 +79,17 @@ def quickstart(config: QuickstartConfig, folder: Path) -> tuple[Summary, dict[st
     configs = {
         "pretrain": config.pretrain,
         "finetune": dataclasses.replace(config.finetune, model=dataclasses.replace(model, init=pretrained)),
-        "from_scratch": dataclasses.replace(
+    }
+    if config.from_scratch:
+        configs["from_scratch"] = dataclasses.replace(
             config.finetune,
             data=dataclasses.replace(data, tokenizer=pretrained),
             evaluate=dataclasses.replace(config.finetune.evaluate, baseline=False),
             compress=CompressConfig(),
             infer=InferConfig(),
-        ),
-    }
+        )
     parts = {name: run(each, folder / name) for name, each in configs.items()}
-    scratch, summary = parts["from_scratch"], parts["pretrain"] | parts["finetune"]
+    scratch, summary = parts.get("from_scratch", {}), parts["pretrain"] | parts["finetune"]
     for name in ("accuracy", "f1", "mean_squared_error"):
         if f"finetune.{name}" in scratch:
             summary[f"finetune.from_scratch_{name}"] = scratch[f"finetune.{name}"]

@@ -64,12 +64,12 @@ def check_mesh(config: Config, mesh: Mesh, where: str = "config") -> None:
 def check_attention(config: Config, mesh: Mesh, where: str = "config") -> None:
     """Raises UserError where the attention that a run asks for cannot serve its model, rows and devices."""
     if not config.model.init:  # a model that comes from elsewhere is checked when it is there
-        backends_of(config.model, config.data.max_length, config.packs, mesh, where)
+        backends_of(config.model, config.data.max_length, config.isolates, mesh, where)
 
 
 def _attention_line(config: Config, model: Transformer, mesh: Mesh) -> str:
     """Returns such as "attention: banded on cpu (float32, 512 positions, window 64), xla without a window"."""
-    found = backends_of(model.config, config.data.max_length, config.packs, mesh)
+    found = backends_of(model.config, config.data.max_length, config.isolates, mesh)
     (case, name), *others = found.items()
     window = "" if case.window is None else f", window {case.window}"
     line = f"attention: {name} on {case.platform} ({case.dtype}, {case.length} positions{window})"
