@@ -19,7 +19,7 @@ FLOORS = (
     {"manifest"},
     {"models", "data", "optim", "compress", "checkpoint", "report"},
     {"tasks", "hub", "recipes"},
-    {"train", "infer"},
+    {"train", "infer", "attribution"},
     {"plan"},
     {"stages"},
     {"sweeps"},

@@ -21,7 +21,7 @@ from lepton_jax.config import ModelConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.core.sharding import ROW_AXES, constrain
 from lepton_jax.models import backends, relative
-from lepton_jax.models.backends import choose
+from lepton_jax.models.backends import choose, xla
 from lepton_jax.models.backends.case import Case, Inputs, Rows, device_of
 from lepton_jax.models.layers import Linear, together
 
@@ -102,6 +102,32 @@ def attention(
     return jax.lax.cond(local, near, far, inputs)
 
 
+def attention_weights(
+    q_BxTxHxK: jax.Array,
+    k_BxTxHxK: jax.Array,
+    segments_BxT: jax.Array,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    local: jax.Array | bool | None = None,
+    bias_BxHxTxT: jax.Array | None = None,
+    scale: float | None = None,
+    mesh: Mesh | None = None,
+    rows: Rows = "packed",
+) -> jax.Array:
+    """Returns what each position takes of each other one in `attention`, float32 [B, H, T, T]; see there for the rest.
+
+    It is what the backend "xla" multiplies values by; others never hold it.
+    """
+    T, K = q_BxTxHxK.shape[1], q_BxTxHxK.shape[3]
+    case = Case(length=T, head_size=K, dtype=q_BxTxHxK.dtype.name, rows=rows, causal=causal, window=window,
+                bias=bias_BxHxTxT is not None, **device_of(mesh))  # fmt: skip
+    seen = xla.visible(case, segments_BxT, None if local is None else jnp.asarray(local))
+    q_BxHxTxK, k_BxHxTxK = q_BxTxHxK.swapaxes(1, 2), k_BxTxHxK.swapaxes(1, 2)
+    scale = 1 / math.sqrt(K) if scale is None else scale
+    return xla.softmax_weights(scale, q_BxHxTxK, k_BxHxTxK, seen, bias_BxHxTxT)
+
+
 def backends_of(
     config: ModelConfig, length: int, packed: bool, mesh: Mesh | None, where: str = "config"
 ) -> dict[Case, str]:
@@ -145,7 +171,8 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention with parameters `query`, `key`, `value`, `output`.
 
     Where the model has relative positions and does not share these layers with them, also `relative_key` and
-    `relative_query`.
+    `relative_query`. Where the collection "attention" is asked for, it gets the layer's `weights`, see
+    `attention_weights`.
     """
 
     config: ModelConfig
@@ -178,19 +205,14 @@ class SelfAttention(nn.Module):
                 config.relative_max_distance,
             )
             bias_BxHxTxT = bias_BxHxTxT * scale
-        y_BxTxHxK = attention(
-            q_BxTxHxK,
-            k_BxTxHxK,
-            v_BxTxHxK,
-            context.segments_BxT,
-            causal=config.causal,
-            window=None if local is None else config.local_window,
-            local=local,
-            bias_BxHxTxT=bias_BxHxTxT,
-            scale=scale,
-            mesh=context.mesh,
-            rows=context.rows,
-            backend=config.attention,
-        )
+        options: dict[str, Any] = {
+            "causal": config.causal, "window": None if local is None else config.local_window, "local": local,
+            "bias_BxHxTxT": bias_BxHxTxT, "scale": scale, "mesh": context.mesh, "rows": context.rows,
+        }  # fmt: skip
+        segments_BxT = context.segments_BxT
+        if self.is_mutable_collection("attention") and not self.is_initializing():
+            weights = attention_weights(q_BxTxHxK, k_BxTxHxK, segments_BxT, **options)
+            self.sow("attention", "weights", weights, lambda _, new: new, lambda: weights)
+        y_BxTxHxK = attention(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segments_BxT, backend=config.attention, **options)
         output = Linear(config, D, config.bias, name="output")
         return together([output], y_BxTxHxK.reshape(B, T, D), context.mesh)[0]

@@ -77,7 +77,7 @@ class LayerGroup(nn.Module):
         layers = scan(
             self.block,
             variable_broadcast="params",
-            variable_axes={"inputs": 0},
+            variable_axes={"inputs": 0, "attention": 0},
             split_rngs={"params": False, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast),
             length=self.config.num_layers // self.config.num_layer_groups,
@@ -90,6 +90,7 @@ class Transformer(nn.Module):
 
     Parameters: `embeddings`, `layers` (every leaf has a leading axis num_layers, or num_layer_groups), `final_norm`
     (if pre-norm), `relative` (if the model has relative positions), `pooler` and `head` (where the head has them).
+    `mutable=["attention"]` of `apply` also gives what every head attends to, see `attribution.attention_maps`.
     """
 
     config: ModelConfig
@@ -211,7 +212,7 @@ class Transformer(nn.Module):
             scan: Any = nn.scan  # its stub knows fewer kinds of axes than it takes
             layers = scan(
                 layer,
-                variable_axes={"params": 0, "inputs": 0},
+                variable_axes={"params": 0, "inputs": 0, "attention": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(0, nn.broadcast),
                 length=depth,

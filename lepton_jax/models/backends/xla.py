@@ -63,15 +63,17 @@ def both(seen: jax.Array | None, also: jax.Array) -> jax.Array:
     return also if seen is None else seen & also
 
 
-def _forward(
+def softmax_weights(
     scale: float,
     q_BxHxTxK: jax.Array,
     k_BxHxSxK: jax.Array,
-    v_BxHxSxK: jax.Array,
     seen_BxHxTxS: jax.Array | None,
     bias_BxHxTxS: jax.Array | None,
-) -> tuple[jax.Array, Any]:
-    """Returns the output and what the backward pass needs."""
+) -> jax.Array:
+    """Returns what each query takes of each key, float32 [B, H, T, S]; see `softmax_attention`.
+
+    The weights of a query sum to 1; of one that sees nothing they are all 0.
+    """
     # Queries are scaled, not logits: on CPUs XLA would write the scale out as an array of their size.
     logits = jnp.einsum("bhtk,bhsk->bhts", scale * q_BxHxTxK, k_BxHxSxK, preferred_element_type=jnp.float32)
     if bias_BxHxTxS is not None:
@@ -81,8 +83,19 @@ def _forward(
         logits += jnp.where(seen_BxHxTxS, 0.0, -jnp.inf)
     # Finite bounds, so that a row that sees nothing has weights of 0, not NaN.
     exponentials = jnp.exp(logits - jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), -1e30))
-    weights = exponentials / jnp.maximum(jnp.sum(exponentials, axis=-1, keepdims=True), 1e-30)
-    weights_BxHxTxS = weights.astype(v_BxHxSxK.dtype)
+    return exponentials / jnp.maximum(jnp.sum(exponentials, axis=-1, keepdims=True), 1e-30)
+
+
+def _forward(
+    scale: float,
+    q_BxHxTxK: jax.Array,
+    k_BxHxSxK: jax.Array,
+    v_BxHxSxK: jax.Array,
+    seen_BxHxTxS: jax.Array | None,
+    bias_BxHxTxS: jax.Array | None,
+) -> tuple[jax.Array, Any]:
+    """Returns the output and what the backward pass needs."""
+    weights_BxHxTxS = softmax_weights(scale, q_BxHxTxK, k_BxHxSxK, seen_BxHxTxS, bias_BxHxTxS).astype(v_BxHxSxK.dtype)
     out_BxHxTxK = jnp.einsum("bhts,bhsk->bhtk", weights_BxHxTxS, v_BxHxSxK)
     biased = None if bias_BxHxTxS is None else ()  # structure alone: no array is kept
     return out_BxHxTxK, (q_BxHxTxK, k_BxHxSxK, v_BxHxSxK, weights_BxHxTxS, out_BxHxTxK, biased)
