@@ -83,7 +83,8 @@ def test_the_docstring_has_a_command_that_applies(path):
     assert f"--config=configs/{path.name}" in line and "--workdir=" in line
     overrides = re.findall(r"--config\.([\w.]+)=('[^']*'|\S+)", line)
     assert len(overrides) == line.count("--config."), line
-    config = load(path).get_config()
+    named = re.search(rf"configs/{path.name}:(\w+)", line)
+    config = load(path).get_config(*(named.groups() if named else ()))
     config.update_from_flattened_dict({name: value.strip("'") for name, value in overrides})
     resolve(config)
 

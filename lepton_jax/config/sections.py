@@ -319,7 +319,7 @@ class SearchConfig:
     """A search in the space of an experiment, each trial a run."""
 
     stage: Literal["search"] = "search"
-    experiment: str = ""  # a file, see `lepton_jax.sweeps.search`
+    experiment: str = ""  # a file, see `lepton_jax.sweeps.searching`
     trials: int = number(20, 1)  # in all, those of earlier commands among them
     workers: int = number(1, 1)
     gpus: tuple[str, ...] = ()  # a worker for each, which sees no other; empty: `workers`

@@ -122,9 +122,9 @@ def test_commands_are_printed_for_other_machines(experiment, tmp_path, capsys):
     assert len(lines) == 2 and lines[1].startswith("ssh tpu-1 --command='python -m lepton_jax.main --config=")
     assert not (tmp_path / "sweep").exists()
     for wrong in ("no command", "{command} {other}", "{command} {"):
-        with pytest.raises(UserError, match="config.template="):
+        with pytest.raises(UserError, match=r"config\.template="):
             sweeps.ablate(AblateConfig(experiment=str(file), where="commands", template=wrong), tmp_path / "sweep")
-    with pytest.raises(UserError, match="config.only='x': names no run; there is 'parent, seed 0'"):
+    with pytest.raises(UserError, match=r"config\.only='x': names no run; there is 'parent, seed 0'"):
         sweeps.ablate(AblateConfig(experiment=str(file), only="x"), tmp_path / "sweep")
 
 
@@ -147,8 +147,10 @@ def test_the_command_ends_with_code_1_where_a_run_failed_and_2_for_a_mistake(exp
     recipe = Path(__file__).parents[2] / "configs" / "ablate.py"
 
     def run(file: Path, *more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "lepton_jax.main", f"--config={recipe}:{file}", f"--workdir={tmp_path / 'sweep'}"]
-        return subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+        command = [f"--config={recipe}:{file}", f"--workdir={tmp_path / 'sweep'}", *more]
+        return subprocess.run(
+            [sys.executable, "-m", "lepton_jax.main", *command], capture_output=True, text=True, check=False
+        )
 
     wrong = run(experiment('def variants():\n    return vary("train.stepz", 1)'))
     assert wrong.returncode == 2 and wrong.stderr.startswith("lepton_jax: error:") and "train.stepz" in wrong.stderr
