@@ -53,6 +53,8 @@ def described(path: Path, arg: str) -> list[Config]:
         config.source = "runs/model"
     if config.stage == "compare":
         config.a = config.b = "runs/model"
+    if config.stage == "report":
+        config.runs = "runs/*"
     if config.stage == "predict":
         config.infer.texts = ("a text",)
     if config.stage in SOURCES and not config.data.train:

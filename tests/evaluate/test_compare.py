@@ -132,6 +132,9 @@ def test_other_kinds_by_their_own_metrics():
     assert "spearman" not in compare("numbers", [(lines(numbers, near), lines(numbers, flat))]), "of a constant: none"
     spans = [[[0, 3, "A"]]] * 5
     found = compare("spans", [(lines(spans, [[]] * 5), lines(spans, spans))])
-    assert found["f1"] == {"a": 0.0, "b": 1.0, "difference": 1.0, "interval": [1.0, 1.0], "p_value": 2 / 1001} and "mcnemar" not in found
+    assert (
+        found["f1"] == {"a": 0.0, "b": 1.0, "difference": 1.0, "interval": [1.0, 1.0], "p_value": 2 / 1001}
+        and "mcnemar" not in found
+    )
     found = compare("sets", [(lines([["a"], []], [["a"], ["b"]]), lines([["a"], []], [["a"], []]))])
     assert found["micro_f1"]["difference"] == pytest.approx(1 - 2 / 3)
