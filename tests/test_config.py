@@ -22,6 +22,8 @@ from lepton_jax.workdir import flatten
 
 pytestmark = pytest.mark.once
 
+UNTRAINED = ("convert", "compare", "report", "predict")  # stages that train nothing
+
 
 def recipe(base: str = "pretrain", /, **changes):
     """Returns a recipe that resolves, but for the changes: `section__field=value`."""
@@ -30,10 +32,12 @@ def recipe(base: str = "pretrain", /, **changes):
         config.source = "runs/model"
     if base == "compare":
         config.a = config.b = "runs/model"
+    if base == "report":
+        config.runs = "runs/*"
     if base == "predict":
         config.infer.input, config.infer.output = "texts.txt", "predictions.jsonl"
     chain = (config.get("pretrain"), config.get("finetune"))
-    for run in {"quickstart": chain, "convert": (), "compare": (), "predict": ()}.get(base, [config]):
+    for run in ({"quickstart": chain} | dict.fromkeys(UNTRAINED, ())).get(base, [config]):
         run.data.train = "text:corpus.txt"
         run.task.name = "classification" if run.stage == "finetune" else "masked_lm"
     tree = config.to_dict()
@@ -60,7 +64,7 @@ def test_defaults_resolve_to_themselves(stage):
     assert isinstance(resolved, STAGES[stage]) and resolved.stage == stage
     for _, run in runs(resolved):
         assert run.model == ModelConfig() and run.optim.no_decay == Config().optim.no_decay
-    chains = {"quickstart": ["config.pretrain", "config.finetune"], "convert": [], "compare": [], "predict": []}
+    chains = {"quickstart": ["config.pretrain", "config.finetune"]} | dict.fromkeys(UNTRAINED, [])
     assert [where for where, _ in runs(resolved)] == chains.get(stage, ["config"])
 
 
@@ -75,7 +79,7 @@ def test_a_recipe_is_locked_and_typed():
     assert resolve(config).train.steps == 7
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("convert", "compare", "predict")])
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in UNTRAINED])
 def test_to_dict_comes_back_from_json(stage):
     changes = {"quickstart": "finetune__optim__frozen"}.get(stage, "optim__frozen")
     resolved = resolve(recipe(stage, **{changes: ("embeddings",)}))
@@ -90,7 +94,8 @@ def test_to_dict_comes_back_from_json(stage):
         ({"stage": "pretran"}, "config.stage='pretran': unknown stage; did you mean \"pretrain\"?"),
         (
             {"stage": "xyz"},
-            "config.stage='xyz': unknown stage; known: compare, convert, finetune, predict, pretrain, quickstart",
+            "config.stage='xyz': unknown stage; known: compare, convert, finetune, predict, pretrain, "
+            "quickstart, report",
         ),
         ({"stage": ["pretrain"]}, "config.stage=['pretrain']: unknown stage; did you mean \"pretrain\"?"),
         ({"modle": {}}, 'config.modle: unknown field; did you mean "model"?'),

@@ -55,6 +55,8 @@ def described(path: Path, arg: str) -> list[Config]:
         config.a = config.b = "runs/model"
     if config.stage in ("ablate", "search") and not config.experiment:
         config.experiment = "experiments/mask_rate.py"
+    if config.stage == "report":
+        config.runs = "runs/*"
     if config.stage == "predict":
         config.infer.texts = ("a text",)
     if config.stage in SOURCES and not config.data.train:

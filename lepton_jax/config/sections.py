@@ -276,10 +276,10 @@ class ConvertConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:
-    """Two fine-tuned models, by their predictions of the same test examples."""
+    """Two trained models: fine-tuned ones by their predictions of the same test examples, others by their figures."""
 
     stage: Literal["compare"] = "compare"
-    a: str = ""  # the WORKDIR of a fine-tuning
+    a: str = ""  # the WORKDIR of a training, or those of its seeds: a folder of them, or several by commas
     b: str = ""  # another one
 
 
@@ -326,6 +326,18 @@ class SearchConfig:
     pruner: Literal["median", "hyperband", "none"] = "median"  # what decides which trial is given up
     startup: int = number(5, 1)  # of "median": trials that end before any is given up
     seed: int = number(0, 0)  # of the search
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """A report of runs that are there: tables, figures, and which setting is the best."""
+
+    stage: Literal["report"] = "report"
+    runs: str = ""  # WORKDIRs, folders of them, or globs, by commas
+    metrics: tuple[str, ...] = ()  # of summary.json, the main one first; empty: what tells how good their models are
+    x: str = ""  # a field, such as data.max_examples: the main metric over it as a figure
+    by: str = ""  # another field, whose values are lines of that figure
+    title: str = "Report"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,6 +399,7 @@ STAGES: dict[str, type] = {
     "quickstart": QuickstartConfig,
     "convert": ConvertConfig,
     "compare": CompareConfig,
+    "report": ReportConfig,
     "predict": PredictConfig,
     "ablate": AblateConfig,
     "search": SearchConfig,

@@ -16,6 +16,7 @@ from lepton_jax.config import (
     MeshConfig,
     PredictConfig,
     QuickstartConfig,
+    ReportConfig,
     runs,
 )  # fmt: skip
 from lepton_jax.core import trees
@@ -25,6 +26,7 @@ from lepton_jax.stages.completion import Summary, complete
 from lepton_jax.stages.finetuning import finetune
 from lepton_jax.stages.predicting import predict
 from lepton_jax.stages.pretraining import pretrain
+from lepton_jax.stages.reporting import report_on
 from lepton_jax.train.loop import check_attention, check_mesh
 
 
@@ -42,6 +44,8 @@ def run(config: Any, folder: str | Path) -> Summary:
     if isinstance(config, PredictConfig):  # its folder is that of a run which is complete, and stays as it is
         keep_compiled(config.cache)
         return processes.on_first(lambda: predict(config, folder))
+    if isinstance(config, ReportConfig):  # it is no run: what it says changes with the runs that it is of
+        return processes.on_first(lambda: report_on(config, folder))
     trainings = runs(config)
     keep_compiled(trainings[0][1].data.cache if trainings else getattr(config, "cache", ""))
     meshes = [plan.make_mesh(each, where) for where, each in trainings]
