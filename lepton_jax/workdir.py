@@ -5,9 +5,11 @@
     WORKDIR/checkpoints/     one folder a saved step
     WORKDIR/summary.json     what the run achieved
     WORKDIR/tensorboard/     the metrics for TensorBoard
+    WORKDIR/wandb.json       the id of the run at Weights & Biases, where `train.wandb` names a project
 
 A folder belongs to the one config in its config.json: `claim` resumes that run and refuses any other. The sections
-`mesh` do not count, for the same run may go on elsewhere. Of several processes the first one decides and writes.
+`mesh` do not count, for the same run may go on elsewhere, nor does what only looks on, `train.profile` and
+`train.wandb`. Of several processes the first one decides and writes.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.disk import failed_write
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_UNCOUNTED = {"mesh", "profile", "wandb"}  # sections and fields that make no other run
 _ABSENT = "nothing"  # how a message names a field that one of two configs does not have
 
 
@@ -184,7 +187,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _require_same(workdir: Path, recorded: dict[str, Any], wanted: dict[str, Any], shown: int = 3) -> None:
     """Raises where two configs differ, naming the first few fields that do."""
     there, here = flatten(recorded), flatten(json.loads(json.dumps(wanted)))
-    names = [path for path in {**here, **there} if not {"mesh", "profile"} & set(path.split("."))]
+    names = [path for path in {**here, **there} if not _UNCOUNTED & set(path.split("."))]
     paths = [path for path in names if there.get(path, _ABSENT) != here.get(path, _ABSENT)]
     if paths:
         fields = "; ".join(
