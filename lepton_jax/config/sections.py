@@ -154,6 +154,7 @@ class TrainConfig:
     seeds: int = number(1, 1)  # finetune: so many runs, of seed, seed + 1, ..., reported together
     log_every: int = number(20, 1)
     profile: int = number(0, 0)  # steps, from the third one, that are traced for XProf into WORKDIR/profile
+    wandb: str = ""  # a project of Weights & Biases that gets the metrics too, beside TensorBoard; empty: none
     max_skipped: int = number(10, 1)  # steps in a row without a finite loss and gradient, then back to a checkpoint
     max_rollbacks: int = number(3, 0)  # how often a run goes back before it stops
 

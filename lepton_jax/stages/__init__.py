@@ -27,6 +27,7 @@ from lepton_jax.stages.finetuning import finetune
 from lepton_jax.stages.predicting import predict
 from lepton_jax.stages.pretraining import pretrain
 from lepton_jax.stages.reporting import report_on
+from lepton_jax.train import weights_and_biases
 from lepton_jax.train.loop import check_attention, check_mesh
 
 
@@ -53,6 +54,8 @@ def run(config: Any, folder: str | Path) -> Summary:
         for (where, each), mesh in zip(trainings, meshes, strict=True):
             check_mesh(each, mesh, where)
             check_attention(each, mesh, where)
+    for where, each in trainings:
+        weights_and_biases.require(each.train.wandb, where)
     same = [dataclasses.replace(each, mesh=MeshConfig(each.mesh.shape)) for _, each in trainings]
     processes.require_equal("other configs", repr(same or config))
     if isinstance(config, (Config, QuickstartConfig)) and config.dry_run:

@@ -127,7 +127,7 @@ def fit(
         peak, work = peak_flops(list(mesh.devices.flat)), functools.cache(partial(row_flops, task, model))
         with (
             watch_sigterm() as asked_to_stop,
-            MetricsLogger(workdir, config.train.steps, step, peak_flops=peak) as logger,
+            MetricsLogger(workdir, config.train.steps, step, peak_flops=peak, config=config) as logger,
             Trace(workdir / "profile", config.train.profile, step) as trace,
         ):
             tokens, flops = [], 0.0  # of all processes, in each step since the last log
