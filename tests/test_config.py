@@ -22,7 +22,7 @@ from lepton_jax.workdir import flatten
 
 pytestmark = pytest.mark.once
 
-UNTRAINED = ("convert", "compare", "report", "predict")  # stages that train nothing
+UNTRAINED = ("convert", "compare", "report", "predict", "ablate", "search")  # stages that themselves train nothing
 
 
 def recipe(base: str = "pretrain", /, **changes):
@@ -32,6 +32,8 @@ def recipe(base: str = "pretrain", /, **changes):
         config.source = "runs/model"
     if base == "compare":
         config.a = config.b = "runs/model"
+    if base in ("ablate", "search"):
+        config.experiment = "experiments/mask_rate.py"
     if base == "report":
         config.runs = "runs/*"
     if base == "predict":
@@ -64,7 +66,7 @@ def test_defaults_resolve_to_themselves(stage):
     assert isinstance(resolved, STAGES[stage]) and resolved.stage == stage
     for _, run in runs(resolved):
         assert run.model == ModelConfig() and run.optim.no_decay == Config().optim.no_decay
-    chains = {"quickstart": ["config.pretrain", "config.finetune"]} | dict.fromkeys(UNTRAINED, [])
+    chains = {"quickstart": ["config.pretrain", "config.finetune"]} | {stage: [] for stage in UNTRAINED}
     assert [where for where, _ in runs(resolved)] == chains.get(stage, ["config"])
 
 
@@ -94,8 +96,8 @@ def test_to_dict_comes_back_from_json(stage):
         ({"stage": "pretran"}, "config.stage='pretran': unknown stage; did you mean \"pretrain\"?"),
         (
             {"stage": "xyz"},
-            "config.stage='xyz': unknown stage; known: compare, convert, finetune, predict, pretrain, "
-            "quickstart, report",
+            "config.stage='xyz': unknown stage; known: ablate, compare, convert, finetune, predict, pretrain, "
+            "quickstart, report, search",
         ),
         ({"stage": ["pretrain"]}, "config.stage=['pretrain']: unknown stage; did you mean \"pretrain\"?"),
         ({"modle": {}}, 'config.modle: unknown field; did you mean "model"?'),

@@ -12,10 +12,12 @@ from lepton_jax.config.sections import (
     METRICS,
     OWN_MODEL_FIELDS,
     RAMP_PARTS,
-    ApplyConfig,
     Config,
     InferConfig,
     ModelConfig,
+)
+from lepton_jax.config.stages import (
+    ApplyConfig,
     QuickstartConfig,
     ReportConfig,
 )

@@ -106,7 +106,7 @@ def _submitted(missing: Sequence[Entry], workdir: Path, slurm: SlurmConfig) -> d
     try:
         with executor.batch():
             submitted = [executor.submit(Job(entry.member.config, entry.folder)) for entry in new]
-    except (RuntimeError, OSError, submitit.core.utils.FailedJobError) as error:  # no sbatch, no such partition
+    except (RuntimeError, OSError) as error:  # no sbatch, no such partition
         raise UserError(f"config.slurm: cannot be submitted ({' '.join(str(error).split())})") from error
     jobs |= {entry.member.hash: job for entry, job in zip(new, submitted, strict=True)}
     write_json(workdir / "jobs.json", record | {name: job.job_id for name, job in jobs.items()})

@@ -102,7 +102,7 @@ def mean_gradients(
 
 
 def _optimizer(config: OptimConfig, numbers: Numbers) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    schedule = functools.partial(rate_of, config.schedule, numbers=numbers)
+    schedule: Any = functools.partial(rate_of, config.schedule, numbers=numbers)
     return make_optimizer(config, schedule, numbers.weight_decay), schedule
 
 

@@ -44,7 +44,7 @@ def require(project: str, where: str) -> None:
 
 def _package(field: str) -> Any:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         wandb.init  # noqa: B018  # a folder wandb/ of earlier runs, where Python was started, imports too
     except (ImportError, AttributeError) as error:

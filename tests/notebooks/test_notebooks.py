@@ -51,7 +51,9 @@ def test_is_as_git_should_hold_it(path):
 def test_first_installs_and_last_says_where_to_go_on(path):
     first, last, prose = cells(path)[0], cells(path, "markdown")[-1], cells(path, "markdown")
     assert first.startswith('SOURCE = ".."\n%pip install -q "{SOURCE}"') and "git+https" in prose[0]
-    assert "## Where to go on" in last and (named := re.findall(r"`([\w/]+\.(?:py|ipynb))`", last.split("go on")[1]))
+    assert "## Where to go on" in last
+    named = re.findall(r"`([\w/]+\.(?:py|ipynb))`", last.split("go on")[1])
+    assert named
     for name in named:
         assert (ROOT / name).is_file() or (path.parent / name).is_file(), name
 
