@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,9 @@ def test_jobs_of_submitit_are_the_same_runs(experiment, tmp_path):
     bad = AblateConfig(experiment=str(file), where="slurm", slurm=SlurmConfig(cluster="local", extra=("qos",)))
     with pytest.raises(UserError, match="NAME=VALUE"):
         sweeps.ablate(bad, workdir)
+    if shutil.which("srun") is None:
+        with pytest.raises(UserError, match=r"config\.slurm: cannot be submitted .*srun"):
+            sweeps.ablate(AblateConfig(experiment=str(file), where="slurm"), tmp_path / "other")
 
 
 def test_the_command_ends_with_code_1_where_a_run_failed_and_2_for_a_mistake(experiment, tmp_path):
