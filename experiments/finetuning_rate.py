@@ -12,7 +12,7 @@ nothing.
 from collections.abc import Mapping
 
 from lepton_jax.results.figures import Lines
-from lepton_jax.sweeps.search import Values, choice, log_uniform, uniform
+from lepton_jax.sweeps.searching import Values, choice, log_uniform, uniform
 
 PARENT = "configs/movie_sentiment.py"
 METRICS = ("finetune.accuracy",)

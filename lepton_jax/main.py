@@ -123,6 +123,8 @@ def _work(config: Any) -> None:
         return
     console = Console()
     console.print(report.summary_table(summary))
+    for table in report.comparison_tables(summary):
+        console.print(table)
     if config.stage == "predict":
         if config.infer.output:
             print(f"predictions in {config.infer.output}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import typing
 from typing import Any
 
@@ -17,15 +18,16 @@ def explain_override(path: str, value: str) -> str:
       path: such as `model.hidden_size`.
       value: as typed on the command line.
     """
-    best: tuple[int, str] | None = None
+    best: tuple[int, float, str] | None = None  # the deepest place that was found, then the nearest known name
     for cls in STAGES.values():
         where, names = cls, path.split(".")
         for depth, name in enumerate(names):
             hints = typing.get_type_hints(where) if dataclasses.is_dataclass(where) else {}
             if name not in hints:
                 hint = nearest(name, list(hints)) if hints else "it has no fields of its own"
-                if best is None or depth > best[0]:
-                    best = (depth, f"config.{'.'.join(names[: depth + 1])}: unknown field; {hint}")
+                near = max((difflib.SequenceMatcher(None, name, known).ratio() for known in hints), default=0.0)
+                if best is None or (depth, near) > best[:2]:
+                    best = (depth, near, f"config.{'.'.join(names[: depth + 1])}: unknown field; {hint}")
                 break
             where = hints[name]
         else:
@@ -37,7 +39,7 @@ def explain_override(path: str, value: str) -> str:
                 return f"config.{path}: not a field of this recipe; a quickstart has {both}"
             kind = getattr(where, "__name__", str(where))
             return f"config.{path}={value!r}: must be of type {kind}"
-    return best[1] if best else f"config.{path}: unknown field"
+    return best[2] if best else f"config.{path}: unknown field"
 
 
 def _is_typed(value: str, hint: Any) -> bool:

@@ -63,7 +63,7 @@ def assume(config: Config, mesh: Mesh | None = None) -> tuple[Config, Task, Tran
     labels = {"regression": (), "token_classification": ("O", "B-0", "I-0")}.get(config.task.name, ("0", "1"))
     card = make_card(config, head_of(config.task), tokenizer, () if config.task.name in LANGUAGE_MODELS else labels)
     model = Transformer(card.model, card.head, card.num_outputs)
-    task = make_task(config.task, tokenizer, packed=config.packs, labels=labels)
+    task = make_task(config.task, tokenizer, packed=config.isolates, labels=labels)
     if config.compress.aware:
         task = Viewed(task, partial(fake_int8, keep_float=config.compress.keep_float))
     return config, task, model

@@ -5,9 +5,11 @@
     WORKDIR/checkpoints/     one folder a saved step
     WORKDIR/summary.json     what the run achieved
     WORKDIR/tensorboard/     the metrics for TensorBoard
+    WORKDIR/wandb.json       the id of the run at Weights & Biases, where `train.wandb` names a project
 
 A folder belongs to the one config in its config.json: `claim` resumes that run and refuses any other. The sections
-`mesh` do not count, for the same run may go on elsewhere. Of several processes the first one decides and writes.
+`mesh` do not count, for the same run may go on elsewhere, nor does what only looks on, `train.profile` and
+`train.wandb`. Of several processes the first one decides and writes.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from lepton_jax.core.errors import UserError
 from lepton_jax.disk import failed_write
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-_ELSEWHERE = {"mesh", "profile"}  # sections and fields in which two configs of one run may differ
+_ELSEWHERE = {"mesh", "profile", "wandb"}  # sections and fields in which two configs of one run may differ
 _ABSENT = "nothing"  # how a message names a field that one of two configs does not have
 
 

@@ -22,6 +22,8 @@ from lepton_jax.workdir import flatten
 
 pytestmark = pytest.mark.once
 
+UNTRAINED = ("convert", "compare", "report", "predict", "ablate", "search")  # stages that themselves train nothing
+
 
 def recipe(base: str = "pretrain", /, **changes):
     """Returns a recipe that resolves, but for the changes: `section__field=value`."""
@@ -30,10 +32,14 @@ def recipe(base: str = "pretrain", /, **changes):
         config.source = "runs/model"
     if base == "compare":
         config.a = config.b = "runs/model"
+    if base in ("ablate", "search"):
+        config.experiment = "experiments/mask_rate.py"
+    if base == "report":
+        config.runs = "runs/*"
     if base == "predict":
         config.infer.input, config.infer.output = "texts.txt", "predictions.jsonl"
     chain = (config.get("pretrain"), config.get("finetune"))
-    for run in {"quickstart": chain, "convert": (), "compare": (), "predict": ()}.get(base, [config]):
+    for run in ({"quickstart": chain} | dict.fromkeys(UNTRAINED, ())).get(base, [config]):
         run.data.train = "text:corpus.txt"
         run.task.name = "classification" if run.stage == "finetune" else "masked_lm"
     tree = config.to_dict()
@@ -60,7 +66,7 @@ def test_defaults_resolve_to_themselves(stage):
     assert isinstance(resolved, STAGES[stage]) and resolved.stage == stage
     for _, run in runs(resolved):
         assert run.model == ModelConfig() and run.optim.no_decay == Config().optim.no_decay
-    chains = {"quickstart": ["config.pretrain", "config.finetune"], "convert": [], "compare": [], "predict": []}
+    chains = {"quickstart": ["config.pretrain", "config.finetune"]} | {stage: [] for stage in UNTRAINED}
     assert [where for where, _ in runs(resolved)] == chains.get(stage, ["config"])
 
 
@@ -75,7 +81,7 @@ def test_a_recipe_is_locked_and_typed():
     assert resolve(config).train.steps == 7
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("convert", "compare", "predict")])
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in UNTRAINED])
 def test_to_dict_comes_back_from_json(stage):
     changes = {"quickstart": "finetune__optim__frozen"}.get(stage, "optim__frozen")
     resolved = resolve(recipe(stage, **{changes: ("embeddings",)}))
@@ -90,7 +96,8 @@ def test_to_dict_comes_back_from_json(stage):
         ({"stage": "pretran"}, "config.stage='pretran': unknown stage; did you mean \"pretrain\"?"),
         (
             {"stage": "xyz"},
-            "config.stage='xyz': unknown stage; known: compare, convert, finetune, predict, pretrain, quickstart",
+            "config.stage='xyz': unknown stage; known: ablate, compare, convert, finetune, predict, pretrain, "
+            "quickstart, report, search",
         ),
         ({"stage": ["pretrain"]}, "config.stage=['pretrain']: unknown stage; did you mean \"pretrain\"?"),
         ({"modle": {}}, 'config.modle: unknown field; did you mean "model"?'),
@@ -245,6 +252,16 @@ CHECKS = {
     "language models have no buckets": (
         "pretrain", {"data__batching": "bucketed"}, {"data__batching": "padded"},
         "config.data.batching='bucketed': language models take 'packed', 'padded'"),
+    "what is packed may be isolated": (
+        "pretrain", {"data__isolate": False, "data__batching": "padded"}, {"data__batching": "packed"},
+        "config.data.isolate=False: is for data.batching='packed'; a row of 'padded' holds one document"),
+    "labelled texts are isolated": (
+        "finetune", {"data__isolate": False}, {"data__isolate": True},
+        "config.data.isolate=False: is for the stage 'pretrain'; labelled texts are isolated"),
+    "... in a chain too": (
+        "quickstart", {"finetune__data__isolate": False, "pretrain__data__isolate": False},
+        {"finetune__data__isolate": True},
+        "config.finetune.data.isolate=False: is for the stage 'pretrain'; labelled texts are isolated"),
     "pretraining has no pairs": (
         "pretrain", {"data__pair": "b"}, {"data__pair": ""}, "config.data.pair='b': is for the stage 'finetune'"),
     "pretraining has one seed": (

@@ -55,6 +55,8 @@ def described(path: Path, arg: str) -> list[Config]:
         config.a = config.b = "runs/model"
     if config.stage in ("ablate", "search") and not config.experiment:
         config.experiment = "experiments/mask_rate.py"
+    if config.stage == "report":
+        config.runs = "runs/*"
     if config.stage == "predict":
         config.infer.texts = ("a text",)
     if config.stage in SOURCES and not config.data.train:
@@ -83,7 +85,8 @@ def test_the_docstring_has_a_command_that_applies(path):
     assert f"--config=configs/{path.name}" in line and "--workdir=" in line
     overrides = re.findall(r"--config\.([\w.]+)=('[^']*'|\S+)", line)
     assert len(overrides) == line.count("--config."), line
-    config = load(path).get_config()
+    named = re.search(rf"configs/{path.name}:(\w+)", line)
+    config = load(path).get_config(*(named.groups() if named else ()))
     config.update_from_flattened_dict({name: value.strip("'") for name, value in overrides})
     resolve(config)
 

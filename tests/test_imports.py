@@ -16,7 +16,7 @@ FLOORS = (
     {"config", "disk", "chatter", "rendezvous", "positions", "cpus"},
     {"processes", "overrides"},
     {"workdir", "evaluate"},
-    {"manifest"},
+    {"manifest", "results"},
     {"models", "data", "optim", "compress", "checkpoint", "report"},
     {"tasks", "hub", "recipes"},
     {"train", "infer", "attribution"},

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from lepton_jax import hub, infer, plan, stages
+from lepton_jax import hub, infer, plan, stages, workdir
 from lepton_jax.config import InferConfig, default_config, resolve
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
@@ -265,8 +265,62 @@ def test_a_quickstart_whose_end_was_lost_repeats_no_training(quickstart, tiny_co
     }
 
 
+@pytest.mark.once
+def test_a_chain_without_the_run_from_scratch(quickstart, tiny_config, tmp_path, monkeypatch):
+    """As a chain that has one would leave it, but for that run."""
+    folder, config = tmp_path / "run", tiny_config("quickstart")
+    shutil.copytree(quickstart, folder)
+    shutil.rmtree(folder / "from_scratch")
+    for name in ("summary.json", "report.html", "config.json"):
+        (folder / name).unlink()
+    for part in ("pretrain", "finetune"):
+        for file in (folder / part).rglob("*.json"):
+            file.write_text(file.read_text().replace(str(quickstart), str(folder)))
+    shutil.move(folder, tmp_path / "parts")
+    folder.mkdir()
+    config.from_scratch = False
+    workdir.claim(folder, resolve(config))
+    for part in ("pretrain", "finetune"):
+        shutil.move(tmp_path / "parts" / part, folder / part)
+    monkeypatch.setattr(training, "fit", None)
+    summary, old = stages.run(resolve(config), folder), read_json(quickstart / "summary.json")
+    left_out = {name for name in old if ".from_scratch_" in name}
+    assert len(left_out) == 2 and summary.keys() == old.keys() - left_out
+    assert {name: summary[name] for name in summary if name not in TIMED} == {
+        name: old[name] for name in summary if name not in TIMED
+    }
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "summary.json", "report.html", "pretrain", "finetune"
+    }  # fmt: skip
+    page = (folder / "report.html").read_text()
+    assert "<h2>pretrain</h2>" in page and "<h2>finetune</h2>" in page and "<h2>from_scratch</h2>" not in page
+    assert "<code>from_scratch</code>" not in page
+
+
 class Killed(Exception):
     pass
+
+
+@pytest.mark.once
+def test_a_pretraining_without_isolation_has_the_same_targets_and_other_losses(
+    quickstart, tiny_config, tmp_path, monkeypatch
+):
+    put_batch, seen = sharding.put_batch, []
+    monkeypatch.setattr(sharding, "put_batch", lambda batch, mesh: seen.append(batch) or put_batch(batch, mesh))
+    changes = {"data__tokenizer": str(quickstart / "pretrain"), "data__isolate": False}
+    summary = run(tiny_config("pretrain"), tmp_path / "run", **changes)
+    assert not read_json(tmp_path / "run" / "config.json")["config"]["data"]["isolate"]
+    together, apart = (
+        [line for line in read_metrics(folder) if "loss" in line]
+        for folder in (tmp_path / "run", quickstart / "pretrain")
+    )
+    assert [line["weight"] for line in together] == [line["weight"] for line in apart] and len(apart) > 3
+    assert all(a["loss"] != b["loss"] for a, b in zip(together, apart, strict=True))
+    old = read_json(quickstart / "pretrain" / "summary.json")["pretrain.validation_loss"]
+    assert summary["pretrain.validation_loss"] != pytest.approx(old, rel=1e-6)
+    assert len(seen) > 8, "of training and of validation"
+    assert all("documents" in batch and batch["attention_mask"].max() == 1 for batch in seen)
+    assert max(batch["documents"].max() for batch in seen) > 1
 
 
 @pytest.mark.once

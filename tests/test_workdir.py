@@ -211,6 +211,24 @@ def test_the_same_run_may_go_on_elsewhere_and_every_place_is_recorded(tmp_path: 
     assert {**second, "starts": None} == {**first, "starts": None}, "the config stays that of the first start"
 
 
+@pytest.mark.parametrize("quickstart", [False, True])
+def test_what_only_looks_on_makes_no_other_run(tmp_path: Path, quickstart: bool) -> None:
+    def config(**train: Any) -> Config | QuickstartConfig:
+        run = dataclasses.replace(CONFIG, train=TrainConfig(**train))
+        return QuickstartConfig(pretrain=run, finetune=run) if quickstart else run
+
+    workdir.claim(tmp_path, config())
+    workdir.claim(tmp_path, config(wandb="project", profile=5))
+    record = json.loads((tmp_path / "config.json").read_text())
+    for run in ("pretrain", "finetune") if quickstart else ("train",):  # written before there was such a field
+        train = record["config"][run]["train"] if quickstart else record["config"][run]
+        del train["wandb"]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    workdir.claim(tmp_path, config(wandb="project"))
+    with pytest.raises(UserError, match="log_every=20 there, 7 here"):
+        workdir.claim(tmp_path, config(wandb="project", log_every=7))
+
+
 def test_read_json_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.json: cannot be read"):
         workdir.read_json(tmp_path / "absent.json")

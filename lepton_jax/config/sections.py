@@ -112,6 +112,9 @@ class DataConfig:
     # Rows of a batch: "packed" holds several documents each, isolated from each other; "bucketed" one each, of about
     # equal lengths, padded to a quarter, half, three quarters or all of max_length; "padded" one each, all max_length.
     batching: Literal["packed", "bucketed", "padded"] = "packed"
+    # pretrain, "packed": False lets tokens attend to all documents of their row, and their positions run on through it.
+    # It is for comparison with trainings that pack so; what is predicted is the same.
+    isolate: bool = True
     streams: int = number(1, 1)  # independent parts of the order, each giving its share of every batch's rows
     tokenizer: str = "unigram"  # "unigram", "bpe" or "char" to train one; a WORKDIR or a folder to reuse one
     tokenizer_size: int = number(8192, 300)
@@ -151,6 +154,7 @@ class TrainConfig:
     seeds: int = number(1, 1)  # finetune: so many runs, of seed, seed + 1, ..., reported together
     log_every: int = number(20, 1)
     profile: int = number(0, 0)  # steps, from the third one, that are traced for XProf into WORKDIR/profile
+    wandb: str = ""  # a project of Weights & Biases that gets the metrics too, beside TensorBoard; empty: none
     max_skipped: int = number(10, 1)  # steps in a row without a finite loss and gradient, then back to a checkpoint
     max_rollbacks: int = number(3, 0)  # how often a run goes back before it stops
 
@@ -244,102 +248,10 @@ class Config:
         """Whether a row may hold several documents."""
         return self.data.batching == "packed"
 
-
-@dataclasses.dataclass(frozen=True)
-class QuickstartConfig:
-    """A chain: `pretrain`, then `finetune` from it, then the same `finetune` from random weights."""
-
-    stage: Literal["quickstart"] = "quickstart"
-    dry_run: bool = False
-    pretrain: Config = Config(stage="pretrain")
-    finetune: Config = Config(stage="finetune")
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvertConfig:
-    """A trained model in another form: of this package, or of `transformers`."""
-
-    stage: Literal["convert"] = "convert"
-    source: str = ""  # what `hub.load` takes: a folder, hf:ORG/NAME, pypi:NAME==VERSION
-    form: Literal["workdir", "transformers"] = "workdir"
-    cache: str = ""  # see DataConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class CompareConfig:
-    """Two fine-tuned models, by their predictions of the same test examples."""
-
-    stage: Literal["compare"] = "compare"
-    a: str = ""  # the WORKDIR of a fine-tuning
-    b: str = ""  # another one
-
-
-@dataclasses.dataclass(frozen=True)
-class SlurmConfig:
-    """What each job of a sweep asks for; one job a run."""
-
-    cluster: Literal["slurm", "local"] = "slurm"  # "local": as processes of this machine, all at once
-    partition: str = ""
-    account: str = ""
-    minutes: int = number(240, 1)
-    nodes: int = number(1, 1)
-    cpus: int = number(8, 1)
-    gpus: int = number(0, 0)  # a node
-    memory_gb: int = number(32, 1)  # a node
-    at_once: int = number(16, 1)  # jobs that may run at the same time
-    extra: tuple[str, ...] = ()  # further settings of sbatch, each NAME=VALUE
-
-
-@dataclasses.dataclass(frozen=True)
-class AblateConfig:
-    """The variants of an experiment, each a run."""
-
-    stage: Literal["ablate"] = "ablate"
-    experiment: str = ""  # a file, see `lepton_jax.sweeps.experiment`
-    only: str = ""  # runs whose name or hash this is part of; empty: all
-    dry_run: bool = False  # say what it will cost, and run nothing
-    where: Literal["here", "slurm", "commands"] = "here"
-    workers: int = number(1, 1)  # here: runs at the same time
-    gpus: tuple[str, ...] = ()  # here: a worker for each, which sees no other; empty: `workers`
-    template: str = "{command}"  # of commands: may hold {quoted}, the command as one word, {index} and {hash}
-    slurm: SlurmConfig = SlurmConfig()
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchConfig:
-    """A search in the space of an experiment, each trial a run."""
-
-    stage: Literal["search"] = "search"
-    experiment: str = ""  # a file, see `lepton_jax.sweeps.search`
-    trials: int = number(20, 1)  # in all, those of earlier commands among them
-    workers: int = number(1, 1)
-    gpus: tuple[str, ...] = ()  # a worker for each, which sees no other; empty: `workers`
-    pruner: Literal["median", "hyperband", "none"] = "median"  # what decides which trial is given up
-    startup: int = number(5, 1)  # of "median": trials that end before any is given up
-    seed: int = number(0, 0)  # of the search
-
-
-@dataclasses.dataclass(frozen=True)
-class ApplyConfig(InferConfig):
-    """What a trained model is applied to, and how."""
-
-    input: str = ""  # a file of texts: .txt (one a line), .jsonl, .csv, .tsv or .parquet; "-": lines of standard input
-    output: str = ""  # gets a line of JSON for each of them, in their order
-    text: str = "text"  # the column with the text
-    pair: str = ""  # the column with a second text; empty: single texts
-    precision: Literal["", "float32", "bfloat16", "int8"] = ""  # empty: that of the weights
-    task: str = ""  # "embedding" takes the hidden states of any model; empty: what the model's head is for
-    pooling: Literal["mean", "cls", "last"] = "mean"  # of embeddings
-    top: int = number(5, 1)  # tokens for each mask
-
-
-@dataclasses.dataclass(frozen=True)
-class PredictConfig:
-    """A trained model, that of the work directory, applied to texts."""
-
-    stage: Literal["predict"] = "predict"
-    infer: ApplyConfig = ApplyConfig()
-    cache: str = ""  # see DataConfig
+    @property
+    def isolates(self) -> bool:
+        """Whether a row may hold several documents that do not see each other."""
+        return self.packs and self.data.isolate
 
 
 RAMP_PARTS = 4  # the smallest batch of a ramp is one of so many parts, see `train.ramp`
@@ -371,14 +283,3 @@ LOWER_IS_BETTER = ("loss", "perplexity", "mean_squared_error", "mean_absolute_er
 
 # What a model that starts from another one may set for itself; its other settings are the other one's.
 OWN_MODEL_FIELDS = ("dropout", "dtype", "attention", "remat", "unroll", "init")
-
-STAGES: dict[str, type] = {
-    "pretrain": Config,
-    "finetune": Config,
-    "quickstart": QuickstartConfig,
-    "convert": ConvertConfig,
-    "compare": CompareConfig,
-    "predict": PredictConfig,
-    "ablate": AblateConfig,
-    "search": SearchConfig,
-}

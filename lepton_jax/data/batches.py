@@ -9,6 +9,8 @@ A batch is a dict of arrays whose leading axis is rows:
     token_ids       int32 [B, T]
     attention_mask  int32 [B, T]  0 at padding; positions with the same value see each other (documents 1, 2, 3, ...)
     positions       int32 [B, T]  within the document; 0 at padding
+    documents       int32 [B, T]  of packed documents that are not isolated, whose attention_mask is 1 and whose
+                    positions are within the row: 1, 2, 3, ..., 0 at padding; else absent
     token_type_ids  int32 [B, T]  1 in the second text of a pair; absent without pairs
     labels          of rows: int32 [B] (a class), float32 [B] (a number) or [B, C] (which classes); of packed documents
                     [B, S] or [B, S, C], 0 where a row has fewer; of tokens int32 [B, T], -1 where one has no label;
@@ -45,6 +47,7 @@ def training_batches(
     max_length: int,
     *,
     pack: bool,
+    isolate: bool = True,
     buckets: Sequence[int] = (),
     seed: int,
     pad_id: int,
@@ -64,7 +67,8 @@ def training_batches(
       rows: encoded texts, or the token ids alone, each of at most `max_length` tokens.
       batch_size: rows of a batch, over all processes.
       max_length: T, or without packing the last of the buckets.
-      pack: several rows of `rows`, isolated from each other, in one row of the batch, see `packing`.
+      pack: several rows of `rows` in one row of the batch, see `packing`.
+      isolate: whether these do not see each other; False is for rows without labels.
       buckets: increasing lengths, see `bucketing`.
       seed: of the order.
       pad_id: the token id at padding.
@@ -77,7 +81,7 @@ def training_batches(
     Raises:
       UserError: there are fewer rows than one batch takes, or a source has fewer rows than there are streams.
     """
-    rows, lengths, buckets = _check(rows, max_length, pack, buckets)
+    rows, lengths, buckets = _check(rows, max_length, pack, isolate, buckets)
     if len(buckets) > 1 and streams > 1:
         raise ValueError(f"streams={streams}: must be 1 with buckets={buckets}")
     if batch_size % streams:
@@ -93,7 +97,7 @@ def training_batches(
             f"data.streams={streams}: a source of data.train has {min(sizes)} rows; at most as many streams"
         )
     size = batch_size // streams
-    fill = functools.partial(_fill, rows, buckets, _documents(rows, max_length) if pack else None, pad_id)
+    fill = functools.partial(_fill, rows, buckets, _documents(rows, max_length) if pack else None, isolate, pad_id)
     open_rows = min(max(len(rows) // streams // _OPEN_SHARE, 1), OPEN_ROWS)
 
     def stream(number: int) -> grain.DatasetIterator[Batch]:
@@ -122,6 +126,7 @@ def evaluation_batches(
     max_length: int,
     *,
     pack: bool,
+    isolate: bool = True,
     buckets: Sequence[int] = (),
     pad_id: int,
     parts: Sequence[slice] = (slice(None),),
@@ -132,7 +137,7 @@ def evaluation_batches(
     They come in order, or with buckets in that of `evaluation_order`. The last batch is filled up with rows of weight
     0, all padding. The arguments are those of `training_batches`.
     """
-    rows, lengths, buckets = _check(rows, max_length, pack, buckets)
+    rows, lengths, buckets = _check(rows, max_length, pack, isolate, buckets)
     documents = _documents(rows, max_length) if pack else None
     groups: Iterable[list[int]] = ([row] for row in evaluation_order(rows, buckets).tolist())
     if pack:
@@ -140,7 +145,7 @@ def evaluation_batches(
     first, stop, _ = parts[process_index].indices(batch_size)
     for chosen in _batched(groups, batch_size):
         length = bucket_of(buckets, max(int(lengths[group].sum()) for group in chosen))
-        batch = _fill(rows, (length,), documents, pad_id, chosen[first:stop])
+        batch = _fill(rows, (length,), documents, isolate, pad_id, chosen[first:stop])
         filler = {
             name: np.zeros((stop - first - len(part), *part.shape[1:]), part.dtype) for name, part in batch.items()
         }
@@ -182,7 +187,7 @@ def _batched(groups: Iterable[list[int]], size: int) -> Iterator[list[list[int]]
 
 
 def _check(
-    rows: Rows | Sequence[np.ndarray], max_length: int, pack: bool, buckets: Sequence[int]
+    rows: Rows | Sequence[np.ndarray], max_length: int, pack: bool, isolate: bool, buckets: Sequence[int]
 ) -> tuple[Rows, np.ndarray, tuple[int, ...]]:
     """Returns the rows, their lengths and the lengths of batches, once they are known to be right."""
     rows = rows if isinstance(rows, Rows) else Rows(rows)
@@ -192,6 +197,8 @@ def _check(
     buckets = tuple(buckets) or (max_length,)
     if buckets != tuple(sorted(set(buckets))) or buckets[-1] != max_length or (pack and len(buckets) > 1):
         raise ValueError(f"buckets={buckets}: must increase up to max_length={max_length}; none when packing")
+    if not isolate and (not pack or rows.labels is not None):
+        raise ValueError("isolate=False: is for packed rows without labels")
     return rows, rows.lengths, buckets
 
 
@@ -243,7 +250,12 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
 
 
 def _fill(
-    rows: Rows, buckets: Sequence[int], documents: int | None, pad_id: int, groups: Sequence[Sequence[int]]
+    rows: Rows,
+    buckets: Sequence[int],
+    documents: int | None,
+    isolate: bool,
+    pad_id: int,
+    groups: Sequence[Sequence[int]],
 ) -> Batch:
     """Makes a batch whose row b holds the rows `groups[b]` one after the other.
 
@@ -251,6 +263,7 @@ def _fill(
       rows: encoded texts.
       buckets: lengths that the batch may have.
       documents: S of packed rows, see the top of this module; None: a row holds one document.
+      isolate: whether documents of a row do not see each other.
       pad_id: the token id at padding.
       groups: numbers of rows.
     """
@@ -279,6 +292,9 @@ def _fill(
         "positions": spread(positions),
         "weight": np.ones(len(groups), np.float32),
     }
+    if not isolate:
+        seen = np.minimum(batch["attention_mask"], 1)
+        batch |= {"documents": batch["attention_mask"], "attention_mask": seen, "positions": spread(places % length)}
     if rows.types is not None:
         batch["token_type_ids"] = spread([rows.types[row] for row in chosen])
     if isinstance(rows.labels, np.ndarray):

@@ -23,9 +23,9 @@ def compare(
     """Returns the metrics of two models, their difference (the second minus the first), and how sure it is.
 
     Each metric of `lines.figures` has `a`, `b`, `difference`, its 95% `interval` and its `p_value` by a paired
-    bootstrap, which draws examples and, where there are several, pairs of runs; a metric that one of them does not define is left out. Classes
-    have also McNemar's exact test (McNemar 1947) of each pair: how many examples only the one, only the other gets
-    right, and the p-value of such a split or a worse one.
+    bootstrap, which draws examples and, where there are several, pairs of runs; a metric that one of them does not
+    define is left out. Classes have also McNemar's exact test (McNemar 1947) of each pair: how many examples only the
+    one, only the other gets right, and the p-value of such a split or a worse one.
 
     Args:
       kind: of the labels.

@@ -72,7 +72,8 @@ def shown(name: str, value: Any) -> str:
         return f"{100 * value:.1f}%"
     if unit(name) or last_name(name).endswith("per_second"):
         return f"{value:,.{decimals(name, value)}f}{unit(name)}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    whole = isinstance(value, int) or (value.is_integer() and abs(value) >= 1e4)  # the mean of counts is a float
+    return f"{int(value):,}" if whole else f"{value:.4g}"
 
 
 def spread(metric: str, mean: float, deviation: float = math.nan) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import jax
 import optax
 import optax.contrib
 
@@ -16,7 +17,9 @@ _LAYER_KERNEL = r"(^|/)layers(_\d+)?/.*/kernel$"
 _ADAM_RMS = 0.2  # root mean square of an update of Adam at rate 1, as measured in arXiv:2502.16982
 
 
-def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimConfig, schedule: optax.Schedule, weight_decay: jax.Array | float
+) -> optax.GradientTransformation:
     """Returns AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101), SGD with momentum or Muon, after clipping.
 
     Muon (Jordan 2024) is for the matrices of the layers, each layer of a stack by itself: Nesterov momentum of
@@ -25,6 +28,12 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Gradi
     arXiv:2502.16982, section 2.2), so that one learning rate and one decay serve both.
     Weight decay spares the parameters whose paths match `config.no_decay`. At the end `scale_rates` scales the updates
     of each parameter, where the config has rates, a decay over the layers, or unfreezing.
+
+    Args:
+      config: all that a compiled step holds as constants.
+      schedule: count of updates, int32 [] -> learning rate, float32 [].
+      weight_decay: float32 []; as the schedule it may be made of arguments of the step, see `Numbers`. The structure
+        of the state depends on neither.
     """
 
     def decayed(params: Any) -> Any:
@@ -32,7 +41,7 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Gradi
 
     if config.name == "adamw":
         update = optax.adamw(
-            schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decayed
+            schedule, config.beta1, config.beta2, config.epsilon, weight_decay=weight_decay, mask=decayed
         )
     elif config.name == "muon":
         # At a rate of -1 optax leaves the direction as it is; its own decay would not spare a norm.
@@ -45,10 +54,10 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Gradi
             muon_weight_dimension_numbers=_matrices,
             consistent_rms=_ADAM_RMS,
         )
-        decay = optax.add_decayed_weights(config.weight_decay, decayed)
+        decay = optax.add_decayed_weights(weight_decay, decayed)
         update = optax.chain(direction, decay, optax.scale_by_learning_rate(schedule))
     else:
-        decay = optax.add_decayed_weights(config.weight_decay, decayed)
+        decay = optax.add_decayed_weights(weight_decay, decayed)
         update = optax.chain(decay, optax.sgd(schedule, config.momentum or None))
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     scale = [scale_rates(config)] if config.rates or config.unfreeze or config.layer_decay != 1 else []

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import optax
+import jax
+import jax.numpy as jnp
 
-from lepton_jax.config import OptimConfig, TrainConfig
+from lepton_jax.optim.numbers import Numbers
 
 
-def make_schedule(optim: OptimConfig, train: TrainConfig) -> optax.Schedule:
-    """Returns the schedule: from 0 to `train.learning_rate` in the warm-up, at 0 again after the last step.
+def rate_of(kind: str, step: jax.Array, numbers: Numbers) -> jax.Array:
+    """Returns the learning rate of a step: from 0 to the peak in the warm-up, at 0 again after the last step.
 
-    "wsd" stays at the peak and falls linearly over the last `optim.decay_share` of the steps (Hu et al. 2024,
-    arXiv:2404.06395); "constant" never falls.
+    "wsd" stays at the peak and falls linearly over the last steps (Hu et al. 2024, arXiv:2404.06395): it is "linear"
+    that begins to fall later, see `make_numbers`. "cosine" falls along half a period, "constant" never does.
+    The values are those of optax's schedules to the last bit; these cannot take their settings as arguments of a
+    compiled program.
+
+    Args:
+      kind: `optim.schedule`.
+      step: int32, any shape, the updates so far: 0 at the first one.
+      numbers: of the run.
+
+    Returns:
+      float32, of the shape of `step`.
     """
-    peak, warmup = train.learning_rate, optim.warmup_steps
-    rest = max(train.steps - warmup, 1)
-    decay = max(min(round(optim.decay_share * train.steps), rest), 1)
-    after: list[tuple[int, optax.Schedule]] = {  # (first step after the warm-up, schedule from there)
-        "constant": [(0, optax.constant_schedule(peak))],
-        "linear": [(0, optax.linear_schedule(peak, 0.0, rest))],
-        "cosine": [(0, optax.cosine_decay_schedule(peak, rest))],
-        "wsd": [(0, optax.constant_schedule(peak)), (rest - decay, optax.linear_schedule(peak, 0.0, decay))],
-    }[optim.schedule]
+    peak, warmup, fall = numbers.learning_rate, numbers.warmup_steps, numbers.fall_steps
     # The first step of a warm-up of n steps already learns: rates 1/n, 2/n, ...
-    ramp = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
-    return optax.join_schedules([ramp, *(part for _, part in after)], [warmup + start for start, _ in after])
+    last = jnp.maximum(warmup - 1, 1)
+    ramp = numbers.rise * (1 - jnp.clip(step, 0, last) / last) + peak
+    fallen = jnp.clip(step - numbers.fall_from, 0, fall)
+    if kind == "constant":
+        after = peak
+    elif kind == "cosine":
+        after = peak * (0.5 * (1 + jnp.cos(jnp.pi * fallen / fall)))
+    else:
+        after = peak * (1 - fallen / fall)
+    return jnp.where(step < warmup, ramp, after)

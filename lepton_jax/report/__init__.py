@@ -12,11 +12,13 @@ from typing import Any
 
 from lepton_jax.report.page import document, escape
 from lepton_jax.report.runs import run_section
-from lepton_jax.report.summary import details, examples_table, summary_section, summary_table
+from lepton_jax.report.summary import comparison_tables, details, examples_table, summary_section, summary_table
 from lepton_jax.report.sweep import Question, write_runs, write_sweep
 from lepton_jax.workdir import replace_file
 
-__all__ = ["Question", "examples_table", "summary_table", "write_report", "write_runs", "write_sweep"]
+__all__ = [
+    "Question", "comparison_tables", "examples_table", "summary_table", "write_report", "write_runs", "write_sweep"
+]  # fmt: skip
 
 
 def write_report(path: Path, runs: Mapping[str, Path], summary: Mapping[str, Any]) -> None:

@@ -37,6 +37,7 @@ mark { background: #dbe7fb; padding: 0 .2em; border-bottom: 2px solid #0b3d91; }
 mark small { color: #0b3d91; }
 .examples td:first-child { overflow-wrap: anywhere; width: 62%; }
 .setup td:first-child { white-space: nowrap; }
+.runs code { white-space: nowrap; }
 code { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 @media print { body { margin: 0; max-width: none; font-size: 11px; }
                h2, h3 { break-after: avoid; } tr, img { break-inside: avoid; } }

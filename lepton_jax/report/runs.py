@@ -8,8 +8,8 @@ from typing import Any
 from lepton_jax.config import STAGES, to_dict
 from lepton_jax.evaluate.display import shown, words
 from lepton_jax.report.page import escape, image, table
-from lepton_jax.results import canvas
 from lepton_jax.report.predictions import examples, predictions
+from lepton_jax.results import canvas
 from lepton_jax.workdir import flatten, read_json, read_jsonl
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,32 @@ def examples_table(workdir: Path) -> rich.table.Table:
             cells = (line["text"], str(line["prediction"]), f"{line['score']:.3f}")
             table.add_row(*map(rich.text.Text, cells))
     return table
+
+
+def comparison_tables(summary: Mapping[str, Any]) -> list[rich.table.Table]:
+    """Returns what a comparison says besides its summary, for the terminal: in which fields the configs differ, and all
+    metrics that both runs have; none of a summary of anything else."""
+    found = []
+    for name, title in (("compare.config", "Configs, where they differ"), ("compare.metrics", "All metrics")):
+        lines = summary.get(name) or []
+        if not lines:
+            continue
+        table = rich.table.Table(box=rich.box.SIMPLE_HEAD, title=title, title_justify="left")
+        for column in lines[0]:
+            right = name == "compare.metrics" and column != "metric"
+            table.add_column(column, justify="right" if right else "left", overflow="fold")
+        for line in lines:
+            table.add_row(*(rich.text.Text(_compared(line, column)) for column in line))
+        found.append(table)
+    return found
+
+
+def _compared(line: Mapping[str, Any], column: str) -> str:
+    """Returns a cell of a line of a comparison: of metrics, in the metric's own unit."""
+    value = line[column]
+    if column in ("field", "metric"):
+        return value
+    return shown(line["metric"], value) if "metric" in line else json.dumps(value, ensure_ascii=False)
 
 
 def groups(summary: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -86,7 +113,10 @@ def details(summary: Mapping[str, Any]) -> str:
             tables += f"<h3>{title}</h3>\n{_seeds(value, name.removesuffix('seeds'), summary)}"
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             columns = list(dict.fromkeys(key for line in value for key in line))
-            lines = [[escape(shown(key, line[key])) if key in line else "" for key in columns] for line in value]
+            show = (
+                _compared if name in ("compare.config", "compare.metrics") else lambda line, key: shown(key, line[key])
+            )
+            lines = [[escape(show(line, key)) if key in line else "" for key in columns] for line in value]
             numbers = [
                 place for place, key in enumerate(columns)
                 if all(isinstance(line.get(key, 0), (int, float)) for line in value)

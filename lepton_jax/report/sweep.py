@@ -15,7 +15,6 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lepton_jax.core.errors import UserError
 from lepton_jax.evaluate.display import headings, shown
@@ -144,7 +143,9 @@ def _introduction(question: Question, runs: Sequence[Run]) -> str:
     parts = [f"<p>{escape(part.strip())}</p>\n" for part in paragraphs]
     complete = sum(run.state == "complete" for run in runs)
     failed = sum(bool(run.failure) for run in runs)
+    left = len(runs) - complete - failed
     state = f"{complete} of {len(runs)} runs are complete" + (f", {failed} failed" if failed else "")
+    state += f", {left} not yet" if left else ""
     parent = f"Parent: <code>{escape(question.parent)}</code>. " if question.parent else ""
     return f"{''.join(parts)}<p class='note'>{parent}{state}.</p>\n"
 
@@ -225,7 +226,7 @@ def _runs(folder: Path, groups: Sequence[Group], metrics: Sequence[str]) -> str:
                 values, state = [""] * len(metrics), "failed" if run.failure else "not complete" if begun else "not run"
             rows.append([escape(each.name), str(run.seed), f"<code>{link}</code>", *values, state])
     head = ["", "seed", "run", *(escape(names[metric].partition(",")[0]) for metric in metrics), "wall time"]
-    return f"<h2>Runs</h2>\n{table(rows, head, numbers=[1, *range(3, len(head))])}"
+    return f"<h2>Runs</h2>\n{table(rows, head, css='runs', numbers=[1, *range(3, len(head))])}"
 
 
 def _failures(runs: Sequence[Run]) -> str:
@@ -233,7 +234,12 @@ def _failures(runs: Sequence[Run]) -> str:
     if not failed:
         return ""
     rows = [
-        (escape(run.name), str(run.seed), f"<code>{escape(run.hash)}</code>", f"<code>{escape(run.failure[-600:])}</code>")
+        (
+            escape(run.name),
+            str(run.seed),
+            f"<code>{escape(run.hash)}</code>",
+            f"<code>{escape(run.failure[-600:])}</code>",
+        )
         for run in failed
     ]
     return f"<h2>Failures</h2>\n{table(rows, ('', 'seed', 'run', 'why'))}"

@@ -16,7 +16,7 @@ _COLOURS = ("#0b3d91", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (8, 2, 3, 2)))
 # What makes the same figure the same bytes, and embeds fonts as journals want them.
-_SETTINGS = {"svg.hashsalt": "lepton_jax", "pdf.fonttype": 42}
+_SETTINGS: Any = {"svg.hashsalt": "lepton_jax", "pdf.fonttype": 42}
 _NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
 
 

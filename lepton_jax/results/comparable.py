@@ -60,7 +60,7 @@ def require_comparable(runs: Sequence[Run], metric: str) -> None:
 def _held_out(run: Run, metric: str) -> list[str]:
     """Returns the fields that say which texts a metric was measured on."""
     part = "validation" if metric.startswith("pretrain.") else run.summary.get("finetune.evaluated_on")
-    fields = list(_READ)
+    fields: list[str] = [*_READ]
     for each in ("test", "validation") if part not in ("test", "validation") else (part,):
         fields.append(f"data.{each}")
         # Where it is not named, it comes with the training data, or is a share of them, after that of the other part.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,9 @@ def _log(run: Run, figure: figures.Curves) -> list[dict[str, Any]]:
 
 def _history(run: Run, figure: figures.Curves) -> dict[int, float]:
     """Returns step -> value."""
-    return {line["step"]: float(line[figure.metric]) for line in _log(run, figure) if line.get(figure.metric) is not None}
+    return {
+        line["step"]: float(line[figure.metric]) for line in _log(run, figure) if line.get(figure.metric) is not None
+    }
 
 
 def _bars(figure: figures.Bars, groups: Sequence[Group]) -> Any:
@@ -91,8 +93,8 @@ def _bars(figure: figures.Bars, groups: Sequence[Group]) -> Any:
     stds = [each.std * times for each in found]
     axes.errorbar(means, places, xerr=np.nan_to_num(stds), fmt="none", ecolor=canvas.INK, capsize=3, linewidth=1.2)
     for place, values in zip(places, points, strict=True):
-        axes.plot(values, np.full(len(values), place - 0.17), "o", markersize=3.4, color="#d55e00", markeredgecolor="white",
-                  markeredgewidth=0.5, zorder=3)  # fmt: skip
+        axes.plot(values, np.full(len(values), place - 0.17), "o", markersize=3.4, color="#d55e00",
+                  markeredgecolor="white", markeredgewidth=0.5, zorder=3)  # fmt: skip
     axes.set_yticks(places, [_wrapped(each.name) for each in groups])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -174,10 +176,11 @@ def _pareto(figure: figures.Pareto, groups: Sequence[Group]) -> Any:
 
 
 def front(costs: np.ndarray) -> np.ndarray:
-    """Returns which points [n, 2], costs both, no other one beats: at least as low in both, and lower in one. bool [n]."""
+    """Returns which of some points [n, 2], of two costs, are beaten by no other one, which would be at least as low in
+    both and lower in one. bool [n]."""
     others = costs[:, None] - costs[None]  # point i minus point j
-    beaten = (others >= 0).all(-1) & (others > 0).any(-1)
-    return ~beaten.any(1)
+    beaten = np.logical_and(np.all(others >= 0, axis=2), np.any(others > 0, axis=2))
+    return np.logical_not(np.any(beaten, axis=1))
 
 
 def _place_labels(plot: Any, axes: Any, points: Sequence[tuple[float, float]], names: Sequence[str], best: Any) -> None:
@@ -327,17 +330,19 @@ def _wrapped(name: str) -> str:
 
 
 def description(figure: figures.Figure) -> str:
-    """Returns what a figure shows, as one sentence."""
+    """Returns what a figure shows, in words."""
     match figure:
         case figures.Curves(metric):
-            return f"{label(metric)} over the steps of training"
+            return f"{_plain(metric)} over the steps of training"
         case figures.Bars(metric):
-            return f"{label(metric)} of each setting"
+            return f"{_plain(metric)} of each setting"
         case figures.Lines(x, y, by):
-            return f"{label(y)} over {label(x)}" + (f" by {words(last_name(by))}" if by else "")
+            return f"{_plain(y)} over {_plain(x)}" + (f" by {words(last_name(by))}" if by else "")
         case figures.Pareto(x, y):
-            return f"{label(y)} against {label(x)}, and the front of the best"
+            return f"{_plain(y)} against {_plain(x)}, and the front of the best"
         case figures.Scaling(y):
-            return f"{label(y)} by scale, and the law that fits"
+            return f"{_plain(y)} by scale, and the law that fits"
 
 
+def _plain(metric: str) -> str:
+    return label(metric).removesuffix(", %")

@@ -1,16 +1,16 @@
 """Finished and unfinished runs as values: found in their folders, and as rows of a table.
 
-    runs = results.find("runs/mask_rate")                          # a sweep, a run, a folder of runs, or a glob
-    table = results.frame("runs/*", where={"task.name": "classification"})   # a pandas.DataFrame, a row a run
+runs = results.find("runs/mask_rate")                          # a sweep, a run, a folder of runs, or a glob
+table = results.frame("runs/*", where={"task.name": "classification"})   # a pandas.DataFrame, a row a run
 """
 
 from __future__ import annotations
 
 import dataclasses
 import glob
+import itertools
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -133,7 +133,7 @@ def frame(*paths: str | Path, where: Mapping[str, Any] | None = None) -> Any:
         import pandas
     except ImportError:
         raise UserError("tables of runs need pandas: pip install 'lepton_jax[experiments]'") from None
-    table = pandas.DataFrame([_row(run) for run in find(*paths)])
+    table: Any = pandas.DataFrame([_row(run) for run in find(*paths)])
     for name, value in (where or {}).items():
         if name not in table:
             raise UserError(f"where={name!r}: no run has it; {nearest(name, list(map(str, table.columns)))}")
@@ -176,9 +176,9 @@ def _within(folder: Path) -> Iterator[Path]:
     else:
         candidates = sorted(each for each in folder.iterdir() if each.is_dir())
     for each in candidates:
-        if (each / "plan.json").exists():
-            yield each
-        elif (each / "config.json").exists() and _config(each).get("stage", _TRAININGS[0]) in _TRAININGS:
+        if (each / "plan.json").exists() or (
+            (each / "config.json").exists() and _config(each).get("stage", _TRAININGS[0]) in _TRAININGS
+        ):
             yield each
 
 
@@ -275,7 +275,9 @@ def _with_names(runs: Sequence[Run]) -> list[Run]:
         elif len(fields) <= _MOST and len(name := ", ".join(map(named, fields, kind))) <= _LONGEST:
             pass
         else:
-            name = _folder_name([run.folder for run in alike], [other for key, other in names.items() if key != repr(kind)])
+            name = _folder_name(
+                [run.folder for run in alike], [other for key, other in names.items() if key != repr(kind)]
+            )
         names[repr(kind)] = name
     return [dataclasses.replace(run, name=names[repr(kind)]) for run, kind in zip(runs, kinds, strict=True)]
 
@@ -284,5 +286,11 @@ def _folder_name(folders: Sequence[Path], taken: Sequence[str]) -> str:
     """Returns what the folders of a run's seeds have in common: "movie" of movie/seed_0, and of movie_0 and movie_1."""
     own = [folder.parent if re.fullmatch(r"seed_\d+", folder.name) else folder for folder in folders]
     names = {folder.name for folder in own}
-    name = names.pop() if len(names) == 1 else os.path.commonprefix(sorted(names)).rstrip("_-. ")
+    name = names.pop() if len(names) == 1 else _start_of(sorted(names)).rstrip("_-. ")
     return name if name and name not in taken else str(own[0])
+
+
+def _start_of(names: Sequence[str]) -> str:
+    """Returns what names begin with, all of them."""
+    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in same)

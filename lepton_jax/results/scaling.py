@@ -2,8 +2,9 @@
 
     L(N, D) = E + A / N^a + B / D^b    of parameters N and tokens D, Hoffmann et al. 2022 (arXiv:2203.15556), equation 2
 
-Fitted as there (equation 3): E, A and B by their logarithms, by L-BFGS on the Huber loss of the logarithm of the losses,
-from a grid of starts; but with the logarithms of the variables around their means, where they are hardly correlated. Without the constant, and of one variable, it is the plain power law.
+Fitted as there (equation 3): E, A and B by their logarithms, by L-BFGS on the Huber loss of the logarithm of the
+losses, from a grid of starts; but with the logarithms of the variables around their means, where the numbers are hardly
+correlated. Without the constant, and of one variable, it is the plain power law.
 """
 
 from __future__ import annotations

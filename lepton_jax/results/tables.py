@@ -40,7 +40,11 @@ def markdown(groups: Sequence[Group], metrics: Sequence[str], verdicts: Mapping[
 def latex(groups: Sequence[Group], metrics: Sequence[str], verdicts: Mapping[str, Verdict]) -> str:
     """Returns the table of `markdown` in LaTeX, for the package booktabs."""
     arrows = {True: r"$\downarrow$", False: r"$\uparrow$"}
-    head = ["", *(f"{tex(name)} {arrows[lower_is_better(metric)]}" for metric, name in headings(metrics).items()), "$n$"]
+    head = [
+        "",
+        *(f"{tex(name)} {arrows[lower_is_better(metric)]}" for metric, name in headings(metrics).items()),
+        "$n$",
+    ]
     rows = []
     for group in groups:
         cells = []
@@ -53,7 +57,8 @@ def latex(groups: Sequence[Group], metrics: Sequence[str], verdicts: Mapping[str
     body = "\n".join(f"{line(row)} \\\\" for row in rows)
     return (
         f"% needs \\usepackage{{booktabs}}\n\\begin{{tabular}}{{l{'r' * (len(metrics) + 1)}}}\n\\toprule\n"
-        f"{line(head)} \\\\\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\n" + "".join(f"% {each}\n" for each in notes(groups, metrics, verdicts))
+        f"{line(head)} \\\\\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\n"
+        + "".join(f"% {each}\n" for each in notes(groups, metrics, verdicts))
     )
 
 
@@ -88,7 +93,8 @@ def sentence(verdict: Verdict) -> str:
         return f"{verdict.best} is better than every other, p {_p(largest)} {by}"
     unsure = [other for other, value in verdict.p_values.items() if value >= LEVEL]
     named = ", ".join(unsure[:3]) + (f" and {len(unsure) - 3} more" if len(unsure) > 3 else "")
-    return f"{verdict.best} is ahead, but not surely of {named}: p up to {largest:.2g} {by}"
+    most = "of" if len(verdict.p_values) == 1 else "up to"
+    return f"{verdict.best} is ahead, but not surely of {named}, p {most} {largest:.2g} {by}"
 
 
 def _p(value: float) -> str:

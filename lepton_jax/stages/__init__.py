@@ -16,6 +16,7 @@ from lepton_jax.config import (
     MeshConfig,
     PredictConfig,
     QuickstartConfig,
+    ReportConfig,
     runs,
 )  # fmt: skip
 from lepton_jax.core import trees
@@ -25,6 +26,8 @@ from lepton_jax.stages.completion import Summary, complete
 from lepton_jax.stages.finetuning import finetune
 from lepton_jax.stages.predicting import predict
 from lepton_jax.stages.pretraining import pretrain
+from lepton_jax.stages.reporting import report_on
+from lepton_jax.train import weights_and_biases
 from lepton_jax.train.loop import check_attention, check_mesh
 
 
@@ -42,6 +45,8 @@ def run(config: Any, folder: str | Path) -> Summary:
     if isinstance(config, PredictConfig):  # its folder is that of a run which is complete, and stays as it is
         keep_compiled(config.cache)
         return processes.on_first(lambda: predict(config, folder))
+    if isinstance(config, ReportConfig):  # it is no run: what it says changes with the runs that it is of
+        return processes.on_first(lambda: report_on(config, folder))
     trainings = runs(config)
     keep_compiled(trainings[0][1].data.cache if trainings else getattr(config, "cache", ""))
     meshes = [plan.make_mesh(each, where) for where, each in trainings]
@@ -49,6 +54,8 @@ def run(config: Any, folder: str | Path) -> Summary:
         for (where, each), mesh in zip(trainings, meshes, strict=True):
             check_mesh(each, mesh, where)
             check_attention(each, mesh, where)
+    for where, each in trainings:
+        weights_and_biases.require(each.train.wandb, where)
     same = [dataclasses.replace(each, mesh=MeshConfig(each.mesh.shape)) for _, each in trainings]
     processes.require_equal("other configs", repr(same or config))
     if isinstance(config, (Config, QuickstartConfig)) and config.dry_run:
@@ -69,7 +76,7 @@ def run(config: Any, folder: str | Path) -> Summary:
 
 
 def quickstart(config: QuickstartConfig, folder: Path) -> tuple[Summary, dict[str, Path]]:
-    """Pretrains, fine-tunes from that and, with the same budget, from random weights.
+    """Pretrains, fine-tunes from that and, unless the config leaves it out, with the same budget from random weights.
 
     Returns:
       (summary of all, title -> folder of each run).
@@ -79,16 +86,17 @@ def quickstart(config: QuickstartConfig, folder: Path) -> tuple[Summary, dict[st
     configs = {
         "pretrain": config.pretrain,
         "finetune": dataclasses.replace(config.finetune, model=dataclasses.replace(model, init=pretrained)),
-        "from_scratch": dataclasses.replace(
+    }
+    if config.from_scratch:
+        configs["from_scratch"] = dataclasses.replace(
             config.finetune,
             data=dataclasses.replace(data, tokenizer=pretrained),
             evaluate=dataclasses.replace(config.finetune.evaluate, baseline=False),
             compress=CompressConfig(),
             infer=InferConfig(),
-        ),
-    }
+        )
     parts = {name: run(each, folder / name) for name, each in configs.items()}
-    scratch, summary = parts["from_scratch"], parts["pretrain"] | parts["finetune"]
+    scratch, summary = parts.get("from_scratch", {}), parts["pretrain"] | parts["finetune"]
     for name in ("accuracy", "f1", "mean_squared_error"):
         if f"finetune.{name}" in scratch:
             summary[f"finetune.from_scratch_{name}"] = scratch[f"finetune.{name}"]

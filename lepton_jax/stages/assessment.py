@@ -15,7 +15,7 @@ from lepton_jax.data.rows import Rows
 from lepton_jax.data.sources import Examples
 from lepton_jax.data.tokenizers import Tokenizer
 from lepton_jax.evaluate import baseline, calibration, metrics
-from lepton_jax.evaluate.lines import KINDS
+from lepton_jax.evaluate.lines import KINDS, Kind
 from lepton_jax.evaluate.slices import by_slice
 from lepton_jax.infer import readings
 from lepton_jax.infer.signature import Signature

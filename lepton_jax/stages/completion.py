@@ -11,6 +11,7 @@ import jax
 
 from lepton_jax import processes, report, workdir
 from lepton_jax.core.errors import UserError
+from lepton_jax.train import weights_and_biases
 
 Summary = dict[str, Any]
 
@@ -41,7 +42,8 @@ def complete(folder: Path, config: Any, work: Callable[[], tuple[Summary, dict[s
 
     def finish() -> Summary:
         report.write_report(folder / "report.html", sections, summary)
-        workdir.write_json(folder / "summary.json", summary)  # last: with it, the run is complete
+        workdir.write_json(folder / "summary.json", summary)  # with it, the run is complete
+        weights_and_biases.conclude(folder, config, summary)
         return summary
 
     return processes.on_first(finish)

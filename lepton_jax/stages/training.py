@@ -83,7 +83,7 @@ class Trainer:
             processes.require_equal("other data", f"{tokenizer.fingerprint} {held}")
         self.model = Transformer(card.model, card.head, card.num_outputs)
         labels, targets = card.labels, rows["train"].labels
-        task: Any = make_task(config.task, tokenizer, packed=config.packs, labels=labels, targets=targets)
+        task: Any = make_task(config.task, tokenizer, packed=config.isolates, labels=labels, targets=targets)
         self.task: Any = task if view is None else Viewed(task, view)
         self._program = make_program(config, mesh, self.task, self.model)
         unit = _LENGTH_UNIT.get(mesh.devices.flat[0].platform, _OTHER_LENGTH_UNIT) * mesh.shape["sequence"]
@@ -116,6 +116,7 @@ class Trainer:
                 self._rows["train"],
                 part,
                 pack=config.packs,
+                isolate=config.data.isolate,
                 buckets=self._buckets if config.data.batching == "bucketed" else (),
                 seed=config.train.seed,
                 streams=config.data.streams,
@@ -148,6 +149,7 @@ class Trainer:
             rows,
             size,
             pack=pack,
+            isolate=self._config.data.isolate,
             buckets=buckets,
             parts=sharding.process_rows(self._mesh, size),
             **self._common,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lepton_jax.sweeps.conduct import ablate
 from lepton_jax.sweeps.experiment import Experiment, Member, load
-from lepton_jax.sweeps.search import choice, integers, log_uniform, search, uniform
+from lepton_jax.sweeps.searching import choice, integers, log_uniform, search, uniform
 from lepton_jax.sweeps.variants import SEED, Variant, case, chain, product, seeds, vary, zip
 
 __all__ = [

@@ -96,17 +96,18 @@ def _submitted(missing: Sequence[Entry], workdir: Path, slurm: SlurmConfig) -> d
         entry.member.hash: kind(logs, record[entry.member.hash]) for entry in missing if entry.member.hash in record
     }
     jobs = {name: job for name, job in jobs.items() if not job.done()}
-    executor = submitit.AutoExecutor(folder=logs, cluster=slurm.cluster)
-    executor.update_parameters(
-        name=workdir.name, timeout_min=slurm.minutes, cpus_per_task=slurm.cpus, gpus_per_node=slurm.gpus,
-        mem_gb=slurm.memory_gb, nodes=slurm.nodes, tasks_per_node=1,
-        slurm_array_parallelism=slurm.at_once, slurm_additional_parameters=_extra(slurm),
-    )  # fmt: skip
     new = [entry for entry in missing if entry.member.hash not in jobs]
+    extra = _extra(slurm)
     try:
+        executor = submitit.AutoExecutor(folder=logs, cluster=slurm.cluster)
+        executor.update_parameters(
+            name=workdir.name, timeout_min=slurm.minutes, cpus_per_task=slurm.cpus, gpus_per_node=slurm.gpus,
+            mem_gb=slurm.memory_gb, nodes=slurm.nodes, tasks_per_node=1,
+            slurm_array_parallelism=slurm.at_once, slurm_additional_parameters=extra,
+        )  # fmt: skip
         with executor.batch():
             submitted = [executor.submit(Job(entry.member.config, entry.folder)) for entry in new]
-    except (RuntimeError, OSError, submitit.core.utils.FailedJobError) as error:  # no sbatch, no such partition
+    except (RuntimeError, OSError) as error:  # no Slurm here, no such partition
         raise UserError(f"config.slurm: cannot be submitted ({' '.join(str(error).split())})") from error
     jobs |= {entry.member.hash: job for entry, job in zip(new, submitted, strict=True)}
     write_json(workdir / "jobs.json", record | {name: job.job_id for name, job in jobs.items()})

@@ -69,5 +69,5 @@ def show(title: str, entries: Sequence[Entry], missing: Sequence[Entry]) -> None
         cells = (entry.member.hash, entry.member.label, entry.state, f"{cost:.2e}", clock(cost))
         table.add_row(*map(rich.text.Text, cells))
     left = sum(costs[entry.member.hash] for entry in missing)
-    table.caption = f"{len(missing)} of {len(entries)} runs to do: {left:.2e} FLOPs, {clock(left)} ({source})"
     rich.console.Console().print(table)
+    print(f"{len(missing)} of {len(entries)} runs to do: {left:.2e} FLOPs, {clock(left)} ({source})")

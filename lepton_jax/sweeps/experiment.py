@@ -10,7 +10,7 @@
     def variants():                                   differences from the parent, see `sweeps.variants`
         return product(vary("task.mask_rate", 0.15, 0.3), seeds(3))
 
-    def space():                                      of a search, see `sweeps.search`
+    def space():                                      of a search, see `sweeps.searching`
         return {"train.learning_rate": log_uniform(1e-4, 1e-2)}
 
 The file is Python and is run, as a recipe is: take it from nobody whom you would not let run a program.

@@ -77,7 +77,7 @@ def make_task(
     Args:
       config: the task's section.
       tokenizer: of the model.
-      packed: whether a row may hold several documents.
+      packed: whether a row may hold several documents that do not see each other.
       labels: the names of the outputs of a classifier.
       targets: the labels of the training rows; None: unknown yet, in which case classes weigh the same.
 

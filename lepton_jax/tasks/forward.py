@@ -10,6 +10,11 @@ from lepton_jax.core import rng as rngs
 from lepton_jax.models.transformer import Transformer
 
 
+def documents_of(batch: dict[str, jax.Array]) -> jax.Array:
+    """Returns int32 [B, T]: the number of each token's document in its row, whatever it sees; 0 at padding."""
+    return batch.get("documents", batch["attention_mask"])
+
+
 def forward(
     model: Transformer, params: Any, batch: dict[str, jax.Array], rng: jax.Array | None, train: bool, **options: Any
 ) -> Any:

@@ -14,7 +14,7 @@ from lepton_jax.config import TaskConfig
 from lepton_jax.core import rng as rngs
 from lepton_jax.models.transformer import Head, Transformer
 from lepton_jax.tasks import masks
-from lepton_jax.tasks.forward import forward
+from lepton_jax.tasks.forward import documents_of, forward
 from lepton_jax.tasks.losses import correct, cross_entropy, weighted_mean
 
 
@@ -27,7 +27,7 @@ class MaskedLM:
     mask_id: int
     special: tuple[int, ...]  # distinct ids that are never predicted nor drawn
     word_starts: tuple[bool, ...] = ()  # of each token, whether it begins a word; for whole-word masks
-    packed: bool = True  # whether a row may hold several documents
+    packed: bool = True  # whether a row may hold several documents that do not see each other
 
     head: Head = "masked_lm"
     num_outputs: int = 0
@@ -40,7 +40,7 @@ class MaskedLM:
         self, model: Transformer, params: Any, batch: dict[str, jax.Array], rng: jax.Array, train: bool = True
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `Task.loss`; the metrics are `loss`, `accuracy` and `weight`, the number of predicted positions."""
-        masked = self.mask(rngs.stream(rng, "mask"), batch["token_ids"], batch["attention_mask"])
+        masked = self.mask(rngs.stream(rng, "mask"), batch["token_ids"], documents_of(batch))
         inputs, predict, targets, weight = masked
         hidden = {**batch, "token_ids": inputs}
         out = forward(model, params, hidden, rng, train, predict=predict, packed=self.packed)
@@ -50,12 +50,17 @@ class MaskedLM:
         return loss, {"loss": loss, "accuracy": accuracy, "weight": jnp.sum(weight)}
 
     def mask(
-        self, key: Key[Array, ""], token_ids: Int[Array, "rows length"], attention_mask: Int[Array, "rows length"]
+        self, key: Key[Array, ""], token_ids: Int[Array, "rows length"], documents: Int[Array, "rows length"]
     ) -> tuple[Int[Array, "rows length"], Int[Array, "rows n"], Int[Array, "rows n"], Float[Array, "rows n"]]:
         """Chooses the positions to predict, and hides them.
 
         The budget n = ceil(mask_rate * length) is static, so that the head runs on [rows, n] positions and no more;
         `masks.choose` says how many of them a row uses. Each hidden token is replaced or kept on its own.
+
+        Args:
+          key: of the draw.
+          token_ids: the true tokens.
+          documents: the number of each token's document, 0 at padding; no word or span goes on into another one.
 
         Returns:
           (inputs with the chosen tokens hidden, chosen positions, their true tokens, weight 1 or 0 of each).
@@ -63,13 +68,13 @@ class MaskedLM:
         config = self.config
         rows, length = token_ids.shape
         budget = self.scored(length)
-        ordinary = (attention_mask > 0) & ~jnp.isin(token_ids, jnp.asarray(self.special))
+        ordinary = (documents > 0) & ~jnp.isin(token_ids, jnp.asarray(self.special))
         starts = None
         if config.mask_unit == "word":
-            starts = masks.units(jnp.asarray(self.word_starts)[token_ids], ordinary, attention_mask)
+            starts = masks.units(jnp.asarray(self.word_starts)[token_ids], ordinary, documents)
         elif config.mask_unit == "span":
             begins = masks.spans(rngs.stream(key, "spans"), (rows, length), config.span_length)
-            starts = masks.units(begins, ordinary, attention_mask)
+            starts = masks.units(begins, ordinary, documents)
 
         choose, replace, draw = (rngs.stream(key, name) for name in ("choose", "replace", "draw"))
         predict, weight = masks.choose(choose, ordinary, starts, config.mask_rate, budget)

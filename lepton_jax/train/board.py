@@ -1,37 +1,26 @@
-"""Metrics for TensorBoard, written in the caller's own thread.
-
-The writer of tensorboardX has a thread and a queue: on a full disk the thread dies, the queue fills, and the run waits
-for ever. Here the same error is raised where the metric is added.
-"""
+"""What shows a run's metrics while it trains, beside metrics.jsonl."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.summary import scalar
+from collections.abc import Mapping
+from typing import Protocol
 
 
-class Board:
-    """One file of events. Every method raises OSError where the disk does not take them."""
+class Board(Protocol):
+    """Gets every metric after metrics.jsonl has it. Where a method cannot write, it raises OSError."""
 
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        """Begins a new file in `folder`, which is created; TensorBoard forgets what others say of `purge_step` on."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")  # two of one second do not collide
-        if purge_step is not None:
-            self._writer.write_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Adds metrics of a step, by names such as "train/loss"."""
+        ...
 
-    def add(self, name: str, value: float, step: int) -> None:
-        """Adds a metric of a step."""
-        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+    def forget(self, step: int) -> None:
+        """Says that what there is of steps after this one is void: they come again."""
+        ...
 
     def flush(self) -> None:
-        """Returns when all that was added is on disk."""
-        self._writer.flush()
+        """Returns when all that was added is where a killed run does not lose it."""
+        ...
 
-    def close(self) -> None:
-        """Flushes, and closes the file."""
-        self._writer.close()
+    def close(self, failed: bool = False) -> None:
+        """Ends it; `failed` says that the run ended by an error."""
+        ...

@@ -128,6 +128,8 @@ def abstract_batch(config: Config, mesh: Mesh, num_outputs: int = 0) -> dict[str
     rows, length = config.train.batch_size, config.data.max_length
     kinds: dict[str, Any] = dict.fromkeys(("token_ids", "attention_mask", "positions"), ((rows, length), jnp.int32))
     kinds["weight"] = ((rows,), jnp.float32)
+    if config.packs and not config.data.isolate:
+        kinds["documents"] = kinds["token_ids"]
     if config.data.pair:
         kinds["token_type_ids"] = kinds["token_ids"]
     texts = (rows, max(length // _DOCUMENT, 1)) if config.packs else (rows,)

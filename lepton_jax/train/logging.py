@@ -1,9 +1,10 @@
-"""What a run writes down while it trains: metrics.jsonl, TensorBoard files, and a line on the screen.
+"""What a run writes down while it trains: metrics.jsonl, what its boards show, and a line on the screen.
 
     {"step": 20, "loss": 2.31, "learning_rate": 0.001, "tokens_per_second": 18250.4, "utilisation": 0.41}
     {"step": 200, "validation/loss": 2.05, "validation/accuracy": 0.61}
 
-A metric of training has its plain name, any other its prefix before it. On TensorBoard each has its prefix.
+A metric of training has its plain name, any other its prefix before it. On a board, TensorBoard or Weights & Biases,
+each has its prefix.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ import rich.console
 import rich.progress
 
 from lepton_jax import processes
+from lepton_jax.config import Config
 from lepton_jax.core.errors import UserError
 from lepton_jax.disk import writing
 from lepton_jax.train.board import Board
+from lepton_jax.train.tensorboard import TensorBoard
+from lepton_jax.train.weights_and_biases import WeightsAndBiases
 from lepton_jax.workdir import read_jsonl, replace_file
 
 _TIMED = ("tokens_per_second", "flops_per_second", "utilisation")
@@ -45,6 +49,7 @@ class MetricsLogger:
         start: int = 0,
         quiet: bool = False,
         peak_flops: float | None = None,
+        config: Config | None = None,
     ) -> None:
         """Describes the run; files are opened on entering.
 
@@ -55,6 +60,7 @@ class MetricsLogger:
             recorded again, so it is cut off: no step appears twice.
           quiet: prints nothing.
           peak_flops: FLOP/s that all devices can reach together; None: unknown.
+          config: the run's, for Weights & Biases where `train.wandb` asks for it; None: TensorBoard alone.
         """
         self._workdir = workdir
         self._total_steps = total_steps
@@ -62,6 +68,8 @@ class MetricsLogger:
         self._writes = jax.process_index() == 0
         self._prints = self._writes and not quiet
         self._peak_flops = peak_flops
+        self._config = config
+        self._boards: list[Board] = []
         self._clock: tuple[int, int, float, float] | None = None  # step, tokens, FLOPs, time of the last training log
         self._deferred: tuple[int, Mapping[str, Any], Sequence[Any], float] | None = None
         self._tokens, self._flops = 0, 0.0  # of the deferred logs so far
@@ -71,7 +79,15 @@ class MetricsLogger:
         self._bar: rich.progress.Progress | None = None
 
     def __enter__(self) -> MetricsLogger:
-        self._open(self._start)
+        with processes.together():
+            if self._writes:
+                self._open(self._start)
+                with self._writing_boards():
+                    self._boards.append(TensorBoard(self._workdir / "tensorboard"))
+                    if self._config is not None and self._config.train.wandb:
+                        self._boards.append(WeightsAndBiases(self._workdir, self._config, self.note))
+                    for board in self._boards:
+                        board.forget(self._start)
         console = rich.console.Console()
         if self._prints and console.is_terminal:
             self._bar = rich.progress.Progress(
@@ -91,33 +107,40 @@ class MetricsLogger:
             self._bar.stop()
         # Files on a disk that made the run end cannot be closed either; that is no news.
         with contextlib.suppress(UserError) if isinstance(error, UserError) else contextlib.nullcontext():
-            self._close()
+            self._close(failed=error is not None)
 
     def rewind(self, step: int, reason: str) -> None:
         """Forgets what was recorded beyond a step to which training goes back, and prints why it does."""
         self._deferred = self._clock = None
         self.note(reason)
-        self._close()
-        self._open(step)
-
-    def _open(self, start: int) -> None:
-        """Opens the files to go on after a step; lines beyond it will be recorded again, so they are cut off."""
         with processes.together():
             if self._writes:
-                kept = [line for line in read_metrics(self._workdir) if line["step"] <= start]
-                path = self._workdir / "metrics.jsonl"
-                replace_file(path, "".join(_to_line(line) for line in kept))
-                with writing(path):
-                    self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-                with self._writing_board():
-                    self._board = Board(self._workdir / "tensorboard", purge_step=start + 1 if start else None)
+                with writing(self._workdir / "metrics.jsonl"):
+                    self._file.close()
+                self._open(step)
+                with self._writing_boards():
+                    for board in self._boards:
+                        board.forget(step)
 
-    def _close(self) -> None:
-        if self._writes:
-            with writing(self._workdir / "metrics.jsonl"), self._file, self._writing_board():
-                self._board.close()
+    def _open(self, start: int) -> None:
+        """Opens the file to go on after a step; lines beyond it will be recorded again, so they are cut off."""
+        kept = [line for line in read_metrics(self._workdir) if line["step"] <= start]
+        path = self._workdir / "metrics.jsonl"
+        replace_file(path, "".join(_to_line(line) for line in kept))
+        with writing(path):
+            self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
-    def _writing_board(self) -> contextlib.AbstractContextManager[None]:
+    def _close(self, failed: bool) -> None:
+        """Closes all that is open, whatever becomes of the rest."""
+        with contextlib.ExitStack() as stack:
+            if self._writes:
+                stack.enter_context(writing(self._workdir / "metrics.jsonl"))
+                stack.callback(self._file.close)
+                for board in self._boards:
+                    stack.enter_context(self._writing_boards())
+                    stack.callback(board.close, failed)
+
+    def _writing_boards(self) -> contextlib.AbstractContextManager[None]:
         return writing(self._workdir / "tensorboard")
 
     def log(
@@ -143,9 +166,9 @@ class MetricsLogger:
             named = values if prefix == "train" else {f"{prefix}/{name}": value for name, value in values.items()}
             with writing(self._workdir / "metrics.jsonl"):
                 self._file.write(_to_line({"step": step, **named}))
-            with self._writing_board():
-                for name, value in values.items():
-                    self._board.add(f"{prefix}/{name}", value, step)
+            with self._writing_boards():
+                for board in self._boards:
+                    board.add({f"{prefix}/{name}": value for name, value in values.items()}, step)
         if self._prints:
             self._show(step, values, prefix)
 
@@ -175,8 +198,9 @@ class MetricsLogger:
         self.flush()
         start = time.perf_counter()
         if self._writes:
-            with self._writing_board():
-                self._board.flush()
+            with self._writing_boards():
+                for board in self._boards:
+                    board.flush()
         try:
             yield
         finally:

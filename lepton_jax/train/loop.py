@@ -64,12 +64,12 @@ def check_mesh(config: Config, mesh: Mesh, where: str = "config") -> None:
 def check_attention(config: Config, mesh: Mesh, where: str = "config") -> None:
     """Raises UserError where the attention that a run asks for cannot serve its model, rows and devices."""
     if not config.model.init:  # a model that comes from elsewhere is checked when it is there
-        backends_of(config.model, config.data.max_length, config.packs, mesh, where)
+        backends_of(config.model, config.data.max_length, config.isolates, mesh, where)
 
 
 def _attention_line(config: Config, model: Transformer, mesh: Mesh) -> str:
     """Returns such as "attention: banded on cpu (float32, 512 positions, window 64), xla without a window"."""
-    found = backends_of(model.config, config.data.max_length, config.packs, mesh)
+    found = backends_of(model.config, config.data.max_length, config.isolates, mesh)
     (case, name), *others = found.items()
     window = "" if case.window is None else f", window {case.window}"
     line = f"attention: {name} on {case.platform} ({case.dtype}, {case.length} positions{window})"
@@ -127,7 +127,7 @@ def fit(
         peak, work = peak_flops(list(mesh.devices.flat)), functools.cache(partial(row_flops, task, model))
         with (
             watch_sigterm() as asked_to_stop,
-            MetricsLogger(workdir, config.train.steps, step, peak_flops=peak) as logger,
+            MetricsLogger(workdir, config.train.steps, step, peak_flops=peak, config=config) as logger,
             Trace(workdir / "profile", config.train.profile, step) as trace,
         ):
             tokens, flops = [], 0.0  # of all processes, in each step since the last log

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,27 +12,23 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from lepton_jax.config import Config
+from lepton_jax.config import Config, OptimConfig
 from lepton_jax.core import rng as rngs
 from lepton_jax.core import sharding, trees
 from lepton_jax.models.transformer import Transformer
-from lepton_jax.optim import make_optimizer, make_schedule
+from lepton_jax.optim import Numbers, make_numbers, make_optimizer, rate_of
 from lepton_jax.tasks import Batch, Metrics, Task
 from lepton_jax.train.state import TrainState, abstract_state, trainable
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+PureStep = Callable[[TrainState, Batch, Numbers], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    task: Task,
-    model: Transformer,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    trainable: Any,
-    accumulate: int = 1,
-) -> TrainStep:
-    """Returns the pure function (state, batch) -> (state, metrics).
+    task: Task, model: Transformer, config: OptimConfig, trainable: Any, accumulate: int = 1
+) -> PureStep:
+    """Returns the pure function (state, batch, numbers) -> (state, metrics).
 
+    Of the config, what `Numbers` has comes from there: learning rate, warm-up, steps and decay are no constants.
     Frozen parameters are split off before the gradient: they have neither gradients nor optimizer state. Layers of a
     stack of which others are trained (see `train.state.trainable`) are computed and stored with these, but their
     gradient and their update are 0. A batch whose loss or gradient is not finite changes neither parameters nor
@@ -43,7 +41,8 @@ def make_train_step(
     def hold(tree: Any) -> Any:
         return jax.tree.map(lambda leaf, yes: leaf if yes is True else jnp.where(yes, leaf, 0), tree, kept)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, numbers: Numbers) -> tuple[TrainState, Metrics]:
+        optimizer, schedule = _optimizer(config, numbers)
         free, frozen = trees.split(state.params, trainable)
 
         def loss(free: Any, part: Batch, index: jax.Array | int) -> tuple[jax.Array, Metrics]:
@@ -102,30 +101,61 @@ def mean_gradients(
     return grads, {**metrics, "weight": weight}
 
 
-def jit_train_step(step: TrainStep, state: TrainState, mesh: Mesh) -> TrainStep:
+def _optimizer(config: OptimConfig, numbers: Numbers) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    schedule: Any = functools.partial(rate_of, config.schedule, numbers=numbers)
+    return make_optimizer(config, schedule, numbers.weight_decay), schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """The jitted step of a run: (state, batch) -> (state, metrics), with the run's own numbers."""
+
+    jitted: Any  # of a `PureStep`
+    numbers: Numbers  # in numpy
+    mesh: Mesh
+
+    @functools.cached_property
+    def _placed(self) -> Numbers:
+        """Once and not before the first call: the devices of a mesh may be none of this machine's."""
+        return jax.tree.map(lambda number: sharding.place(number, sharding.replicated(self.mesh)), self.numbers)
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return self.jitted(state, batch, self._placed)
+
+    def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
+        """Returns the traced program, for arrays or for shapes; it says nothing of the numbers."""
+        return self.jitted.lower(state, batch, self.numbers)
+
+
+def jit_train_step(step: PureStep, state: TrainState, mesh: Mesh, numbers: Numbers) -> TrainStep:
     """Compiles a step for a state (arrays, or shapes with shardings): rows split, state in place, buffers donated."""
-    where = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(
+    where, everywhere = jax.tree.map(lambda leaf: leaf.sharding, state), sharding.replicated(mesh)
+    jitted = jax.jit(
         step,
-        in_shardings=(where, sharding.by_rows(mesh)),
-        out_shardings=(where, sharding.replicated(mesh)),
+        in_shardings=(where, sharding.by_rows(mesh), everywhere),
+        out_shardings=(where, everywhere),
         donate_argnums=0,
     )
+    return TrainStep(jitted, numbers, mesh)
 
 
 class Program(NamedTuple):
-    """The jitted train step of a run, the state that it is for (shapes with shardings), and that state's optimizer."""
+    """The train step of a run, the state that it is for (shapes with shardings), and that state's optimizer."""
 
-    step: Any  # a jitted TrainStep, which also lowers
+    step: TrainStep
     abstract: TrainState
     optimizer: optax.GradientTransformation
 
 
 def make_program(config: Config, mesh: Mesh, task: Task, model: Transformer) -> Program:
-    """Returns the train step that a config describes, for a mesh; nothing is computed or compiled yet."""
-    schedule = make_schedule(config.optim, config.train)
-    optimizer = make_optimizer(config.optim, schedule)
+    """Returns the train step that a config describes, for a mesh; nothing is computed or compiled yet.
+
+    Configs that differ by what `Numbers` has, and by the seed, have the same program: compiled by one run, the others
+    find it in the compilation cache.
+    """
+    numbers = make_numbers(config.optim, config.train)
+    optimizer, _ = _optimizer(config.optim, numbers)
     abstract = abstract_state(model, optimizer, config.optim, mesh)
     chosen = trainable(config.optim, abstract.params)
-    step = make_train_step(task, model.on(mesh), optimizer, schedule, chosen, config.train.accumulate)
-    return Program(jit_train_step(step, abstract, mesh), abstract, optimizer)
+    step = make_train_step(task, model.on(mesh), config.optim, chosen, config.train.accumulate)
+    return Program(jit_train_step(step, abstract, mesh, numbers), abstract, optimizer)

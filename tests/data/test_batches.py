@@ -182,7 +182,10 @@ def test_a_stream_is_every_nth_row_of_the_common_order(pack):
             assert part == order[number::2][:32]
 
 
-@pytest.mark.parametrize("form", [{"pack": False}, {"pack": True}, {"pack": False, "buckets": (8, 16)}])
+FORMS = [{"pack": False}, {"pack": True}, {"pack": True, "isolate": False}, {"pack": False, "buckets": (8, 16)}]
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("steps", [0, 1, 7, 41])  # 41 batches are more than an epoch, a packing and a window
 def test_resume_is_exact(form, steps):
     def make():
@@ -293,6 +296,30 @@ def test_a_position_in_other_data_is_refused_and_changes_nothing(pack):
         iterator.close()
 
 
+def test_rows_without_isolation_are_one_segment_with_positions_of_its_own():
+    """Everything else is as with it: the same documents in the same rows, still numbered."""
+    rows = make_rows(300, low=2, high=9)
+
+    def batches(isolate):
+        common = {"pack": True, "isolate": isolate, "pad_id": PAD}
+        yield from take(training_batches(rows, 8, LENGTH, seed=0, **common), 12)
+        yield from evaluation_batches(rows, 8, LENGTH, **common)
+
+    ends = set()
+    for apart, together in zip(batches(True), batches(False), strict=True):
+        check_types(together, 8)
+        assert together.keys() == apart.keys() | {"documents"} and together["documents"].dtype == np.int32
+        for name in ("token_ids", "weight"):
+            np.testing.assert_array_equal(together[name], apart[name])
+        np.testing.assert_array_equal(together["documents"], apart["attention_mask"])
+        real = apart["attention_mask"] > 0
+        assert apart["attention_mask"].max() > 2 and apart["positions"].max() < 9
+        np.testing.assert_array_equal(together["attention_mask"], real)
+        np.testing.assert_array_equal(together["positions"], np.where(real, np.arange(LENGTH), 0))
+        ends |= set(together["positions"].max(1).tolist())
+    assert max(ends) == LENGTH - 1 and 0 in ends, "full rows, and those that only fill the last batch"
+
+
 def test_packing_the_news_corpus_leaves_less_than_one_percent_padding():
     texts = load_splits(DataConfig(train="tfds:news_articles"), None).train.texts
     tokenizer = train(texts, "bpe", 8192)
@@ -374,6 +401,9 @@ def test_errors():
     for wrong in ({"pack": True, "buckets": (8, 16)}, {"pack": False, "buckets": (8,)}):
         with pytest.raises(ValueError, match=r"must increase up to max_length=16"):
             training_batches(rows, 2, LENGTH, seed=0, pad_id=PAD, **wrong)
+    for wrong, labels in (({"pack": False}, None), ({"pack": True}, np.zeros(10, np.int32))):
+        with pytest.raises(ValueError, match=r"isolate=False: is for packed rows without labels"):
+            training_batches(Rows(rows, labels), 2, LENGTH, isolate=False, seed=0, pad_id=PAD, **wrong)
     with pytest.raises(ValueError, match=r"streams=2: must be 1"):
         training_batches(rows, 2, LENGTH, pack=False, buckets=(8, 16), seed=0, pad_id=PAD, streams=2)
 

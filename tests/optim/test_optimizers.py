@@ -21,7 +21,7 @@ def schedule(step):
 
 
 def run(config, grads, params=PARAMS, schedule=schedule):
-    optimizer = make_optimizer(config, schedule)
+    optimizer = make_optimizer(config, schedule, config.weight_decay)
     state = optimizer.init(params)
     for grad in grads:
         updates, state = optimizer.update(grad, state, params)
@@ -76,7 +76,8 @@ def test_sgd_with_momentum_equals_numpy():
 
 def test_sgd_without_momentum_keeps_no_trace():
     with_trace, without = (
-        make_optimizer(OptimConfig(name="sgd", momentum=momentum), schedule).init(PARAMS) for momentum in (0.9, 0.0)
+        make_optimizer(OptimConfig(name="sgd", momentum=momentum), schedule, 0.01).init(PARAMS)
+        for momentum in (0.9, 0.0)
     )
     assert trees.count(with_trace) - trees.count(without) == trees.count(PARAMS)
 

@@ -46,7 +46,7 @@ GRADS = [random(PARAMS) for _ in range(4)]
 
 def run(config, schedule=schedule, grads=GRADS, params=PARAMS):
     """Returns the parameters after each step, at the start first."""
-    optimizer = make_optimizer(config, schedule)
+    optimizer = make_optimizer(config, schedule, config.weight_decay)
 
     @jax.jit
     def step(params, state, grad):
@@ -183,9 +183,11 @@ def test_without_rules_nothing_changes_and_no_state_is_kept(name):
     config = OptimConfig(name=name)
     ones = dataclasses.replace(config, rates=("layers/=1",))
     jax.tree.map(np.testing.assert_array_equal, run(config), run(ones))
-    states = [jax.tree.leaves(make_optimizer(each, schedule).init(PARAMS)) for each in (config, ones)]
+    states = [jax.tree.leaves(make_optimizer(each, schedule, 0.01).init(PARAMS)) for each in (config, ones)]
     assert len(states[0]) == len(states[1])
-    thawing = jax.tree.leaves(make_optimizer(dataclasses.replace(config, unfreeze=("head=1",)), schedule).init(PARAMS))
+    thawing = jax.tree.leaves(
+        make_optimizer(dataclasses.replace(config, unfreeze=("head=1",)), schedule, 0.01).init(PARAMS)
+    )
     assert len(thawing) == len(states[0]) + 1, "a count of its own"
 
 
@@ -225,7 +227,7 @@ def test_beside_frozen_parameters():
     """The optimizer sees a tree in which frozen ones are None."""
     free, _ = trees.split(PARAMS, trees.map_with_path(lambda path, _: "up" not in path, PARAMS))
     config = OptimConfig(layer_decay=0.5, unfreeze=("layers_1/=1",))
-    optimizer = make_optimizer(config, lambda step: 1.0)
+    optimizer = make_optimizer(config, lambda step: 1.0, config.weight_decay)
     updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, free), optimizer.init(free), free)
     assert jax.tree.structure(updates) == jax.tree.structure(free)
     sizes = np.abs(np.asarray(updates["layers"]["norm"]["scale"])).mean(1)
@@ -235,7 +237,7 @@ def test_beside_frozen_parameters():
 @pytest.mark.parametrize("field", ["rates", "unfreeze"])
 @pytest.mark.parametrize("pattern", ["embedings", "layers_3/", "pooler"])
 def test_a_pattern_that_matches_nothing_is_refused(field, pattern):
-    optimizer = make_optimizer(OptimConfig(**{field: ("head/=1", f"{pattern}=2")}), schedule)
+    optimizer = make_optimizer(OptimConfig(**{field: ("head/=1", f"{pattern}=2")}), schedule, 0.01)
     with pytest.raises(UserError) as caught:
         jax.eval_shape(optimizer.init, PARAMS)
     assert str(caught.value) == (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def test_a_sweep_runs_what_is_missing_and_reports_what_fails(experiment, tmp_pat
     after = times(workdir)
     assert set(after) == set(hashes[:2]) and after[hashes[0]] == before[hashes[0]]
     told = capsys.readouterr().out
-    assert "slow, seed 1 done" in told and "no data, seed 1 failed: " in told
+    assert "slow, seed 1 done" in told and "no data, seed 0 failed: " in told
     failures = json.loads((workdir / "failures.json").read_text())
     assert set(failures) == {hashes[2]} and "none.jsonl" in failures[hashes[2]]
     page = (workdir / "report.html").read_text()
@@ -122,13 +123,13 @@ def test_commands_are_printed_for_other_machines(experiment, tmp_path, capsys):
     assert len(lines) == 2 and lines[1].startswith("ssh tpu-1 --command='python -m lepton_jax.main --config=")
     assert not (tmp_path / "sweep").exists()
     for wrong in ("no command", "{command} {other}", "{command} {"):
-        with pytest.raises(UserError, match="config.template="):
+        with pytest.raises(UserError, match=r"config\.template="):
             sweeps.ablate(AblateConfig(experiment=str(file), where="commands", template=wrong), tmp_path / "sweep")
-    with pytest.raises(UserError, match="config.only='x': names no run; there is 'parent, seed 0'"):
+    with pytest.raises(UserError, match=r"config\.only='x': names no run; there is 'parent, seed 0'"):
         sweeps.ablate(AblateConfig(experiment=str(file), only="x"), tmp_path / "sweep")
 
 
-def test_jobs_of_submitit_are_the_same_runs(experiment, tmp_path, capfd):
+def test_jobs_of_submitit_are_the_same_runs(experiment, tmp_path):
     """Its local executor pickles, starts and collects jobs as that of Slurm does."""
     pytest.importorskip("submitit")
     file, workdir = experiment(BODY, **SMALL), tmp_path / "sweep"
@@ -141,14 +142,19 @@ def test_jobs_of_submitit_are_the_same_runs(experiment, tmp_path, capfd):
     bad = AblateConfig(experiment=str(file), where="slurm", slurm=SlurmConfig(cluster="local", extra=("qos",)))
     with pytest.raises(UserError, match="NAME=VALUE"):
         sweeps.ablate(bad, workdir)
+    if shutil.which("srun") is None:
+        with pytest.raises(UserError, match=r"config\.slurm: cannot be submitted .*srun"):
+            sweeps.ablate(AblateConfig(experiment=str(file), where="slurm"), tmp_path / "other")
 
 
 def test_the_command_ends_with_code_1_where_a_run_failed_and_2_for_a_mistake(experiment, tmp_path):
     recipe = Path(__file__).parents[2] / "configs" / "ablate.py"
 
     def run(file: Path, *more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "lepton_jax.main", f"--config={recipe}:{file}", f"--workdir={tmp_path / 'sweep'}"]
-        return subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+        command = [f"--config={recipe}:{file}", f"--workdir={tmp_path / 'sweep'}", *more]
+        return subprocess.run(
+            [sys.executable, "-m", "lepton_jax.main", *command], capture_output=True, text=True, check=False
+        )
 
     wrong = run(experiment('def variants():\n    return vary("train.stepz", 1)'))
     assert wrong.returncode == 2 and wrong.stderr.startswith("lepton_jax: error:") and "train.stepz" in wrong.stderr

@@ -69,6 +69,24 @@ def test_loss_and_accuracy_are_those_of_the_next_tokens_of_each_document():
     np.testing.assert_allclose(metrics["accuracy"], accuracy, atol=1e-6)
 
 
+def test_the_first_token_of_a_document_is_no_target_even_if_it_sees_the_one_before():
+    """The targets are those of isolated documents, so that the losses of both compare."""
+    model, params = make()
+    batch = make_batch()
+    apart = gradient_fn()(params, batch, KEY)[0]
+    real = (batch["attention_mask"] > 0).astype(jnp.int32)
+    joined = batch | {
+        "documents": batch["attention_mask"], "attention_mask": real, "positions": real * jnp.arange(12)[None, :]
+    }  # fmt: skip
+    inputs = (joined["token_ids"], joined["attention_mask"])
+    logits = jax.jit(model.apply)({"params": params}, *inputs, positions=joined["positions"])["logits"]
+    logits, ids = np.asarray(logits, np.float64), np.asarray(batch["token_ids"])
+    losses = [math.log(np.exp(logits[r, t]).sum()) - logits[r, t, ids[r, t + 1]] for r, t in PAIRS]
+    loss, metrics = gradient_fn()(params, joined, KEY)[0]
+    assert metrics["weight"] == apart[1]["weight"] == len(PAIRS) and abs(loss - apart[0]) > 1e-3
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+
+
 def test_nothing_beyond_its_document_changes_a_tokens_loss():
     """By the gradient of one document's loss by the embedding of tokens: only its own count."""
     batch = make_batch()

@@ -11,7 +11,7 @@ import pytest
 from lepton_jax.config import ModelConfig, OptimConfig, TaskConfig, TrainConfig
 from lepton_jax.core import sharding
 from lepton_jax.models.transformer import Transformer
-from lepton_jax.optim import make_optimizer, make_schedule
+from lepton_jax.optim import make_numbers, make_optimizer, rate_of
 from lepton_jax.tasks.causal_lm import CausalLM
 from lepton_jax.tasks.classification import Classification
 from lepton_jax.tasks.masked_lm import MaskedLM
@@ -56,12 +56,13 @@ class Training:
         return Transformer(self.config, self.task.head, self.task.num_outputs)
 
     @functools.cached_property
-    def schedule(self):
-        return make_schedule(self.optim, self.train)
+    def numbers(self):
+        return make_numbers(self.optim, self.train)
 
     @functools.cached_property
     def optimizer(self):
-        return make_optimizer(self.optim, self.schedule)
+        schedule = functools.partial(rate_of, self.optim.schedule, numbers=self.numbers)
+        return make_optimizer(self.optim, schedule, self.optim.weight_decay)
 
     @functools.cached_property
     def abstract(self):
@@ -78,9 +79,7 @@ class Training:
 
     def pure_step(self):
         chosen = trainable(self.optim, self.abstract.params)
-        return make_train_step(
-            self.task, self.model.on(self.mesh), self.optimizer, self.schedule, chosen, self.train.accumulate
-        )
+        return make_train_step(self.task, self.model.on(self.mesh), self.optim, chosen, self.train.accumulate)
 
     @functools.cached_property
     def step(self):
@@ -106,7 +105,7 @@ def initial_state(setup):
 
 @functools.cache
 def compiled_step(setup):
-    return jit_train_step(setup.pure_step(), setup.abstract, setup.mesh)
+    return jit_train_step(setup.pure_step(), setup.abstract, setup.mesh, setup.numbers)
 
 
 @pytest.fixture(scope="session")

@@ -94,15 +94,21 @@ LABELS = {
 }
 
 
-@pytest.mark.parametrize("batching", ["packed", "padded"])
-@pytest.mark.parametrize("task", ["masked_lm", "causal_lm", *LABELS])
-def test_the_batch_is_the_one_that_data_makes(make, task, batching):
+BATCHES = [
+    *((task, batching, True) for task in ("masked_lm", "causal_lm", *LABELS) for batching in ("packed", "padded")),
+    *((task, "packed", False) for task in ("masked_lm", "causal_lm")),
+]
+
+
+@pytest.mark.parametrize(("task", "batching", "isolate"), BATCHES)
+def test_the_batch_is_the_one_that_data_makes(make, task, batching, isolate):
     config, mesh, *_ = make()
-    data = dataclasses.replace(config.data, batching=batching, pair="other" if task in LABELS else "")
+    pair = "other" if task in LABELS else ""
+    data = dataclasses.replace(config.data, batching=batching, isolate=isolate, pair=pair)
     config = dataclasses.replace(config, task=TaskConfig(name=task), data=data)
     ids = [np.arange(3, 3 + LENGTH, dtype=np.int32)] * 20  # a document a row, as long as the row
     rows = Rows(ids, LABELS.get(task), types=ids if task in LABELS else None)
-    batch = next(evaluation_batches(rows, ROWS, LENGTH, pack=batching == "packed", pad_id=0))
+    batch = next(evaluation_batches(rows, ROWS, LENGTH, pack=batching == "packed", isolate=isolate, pad_id=0))
     found = module.abstract_batch(config, mesh, 3)
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in found.items()} == {
         name: (value.shape, value.dtype) for name, value in batch.items()

@@ -133,6 +133,25 @@ def test_a_run_that_starts_again_from_nothing_keeps_no_lines(tmp_path: Path) -> 
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_tensorboard_shows_what_came_again_and_not_what_it_replaces(tmp_path: Path, resumed: bool) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with MetricsLogger(tmp_path, 40, quiet=True) as logger:
+        for step in (10, 20, 30, 35):
+            logger.log(step, {"loss": float(step)})
+        if not resumed:
+            logger.rewind(20, "back")
+            logger.log(30, {"loss": -1.0})
+    if resumed:
+        with MetricsLogger(tmp_path, 40, start=20, quiet=True) as logger:
+            logger.log(30, {"loss": -1.0})
+    shown = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    shown.Reload()
+    found = [(event.step, event.value) for event in shown.Scalars("train/loss")]
+    assert found == [(10, 10.0), (20, 20.0), (30, -1.0)]
+    assert found == [(line["step"], line["loss"]) for line in read_metrics(tmp_path)]
+
+
 def test_the_rate_leaves_out_compilation_and_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])

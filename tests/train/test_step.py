@@ -114,7 +114,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(training, row
 def test_four_parts_equal_one(training, rows, numbers, on_one_device):
     setup = training("classification", optim=STABLE, train=dataclasses.replace(TRAIN, accumulate=4))
     whole = dataclasses.replace(setup, train=TRAIN)
-    programs = [str(jax.make_jaxpr(each.pure_step())(each.abstract, rows())) for each in (whole, setup)]
+    programs = [str(jax.make_jaxpr(each.pure_step())(each.abstract, rows(), each.numbers)) for each in (whole, setup)]
     assert ["length=4" in program for program in programs] == [False, True]
     state, history = setup.run([rows(), rows(seed=1)])
     params, expected = on_one_device["classification"]
@@ -217,11 +217,11 @@ def test_many_steps_are_traced_once_move_nothing_implicitly_and_donate(training,
 
     pure = setup.pure_step()
 
-    def counted(state, batch):
+    def counted(state, batch, numbers):
         traces.append(1)
-        return pure(state, batch)
+        return pure(state, batch, numbers)
 
-    step, state = jit_train_step(counted, setup.abstract, setup.mesh), setup.start()
+    step, state = jit_train_step(counted, setup.abstract, setup.mesh, setup.numbers), setup.start()
     for seed in range(4):
         batch, old = setup.put(rows(seed=seed)), state
         with jax.transfer_guard("disallow"):

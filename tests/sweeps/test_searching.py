@@ -12,7 +12,6 @@ from lepton_jax import sweeps
 from lepton_jax.config import SearchConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.sweeps import choice, integers, log_uniform, search, uniform
-from lepton_jax.sweeps import search as module_of_search  # noqa: F401
 from lepton_jax.sweeps.crew import Outcome
 
 optuna = pytest.importorskip("optuna")
@@ -22,11 +21,11 @@ SPACE = """
 def space():
     return {"train.learning_rate": log_uniform(1e-4, 1e-1)}
 """
-SMALL = {"model__num_layers": 1, "train__steps": 4, "evaluate__every": 2, "compress__method": "none", "infer__texts": ()}
+SMALL = {"model__num_layers": 1, "train__steps": 4, "evaluate__every": 2, "compress__method": "none"}
 
 
 class Pretender:
-    """A worker whose runs are over at once: their accuracy is 1 minus the rate, and falls with what was asked before."""
+    """A worker whose runs are over at once, with an accuracy of 1 minus the rate."""
 
     def __init__(self):
         self.job, self._reply, self.stopped, self.began = None, Outcome("done"), False, []
@@ -61,9 +60,7 @@ def pretend(monkeypatch):
         workers.append(Pretender())
         return [workers[-1]]
 
-    import importlib
-
-    monkeypatch.setattr(importlib.import_module("lepton_jax.sweeps.search"), "crew_of", crew)
+    monkeypatch.setattr("lepton_jax.sweeps.searching.crew_of", crew)
     return workers
 
 

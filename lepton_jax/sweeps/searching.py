@@ -78,6 +78,8 @@ def search(config: SearchConfig, workdir: str | Path) -> Summary:
     """
     try:
         import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
     except ImportError:
         raise UserError("config.stage='search': needs optuna; pip install 'lepton_jax[experiments]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -90,9 +92,9 @@ def search(config: SearchConfig, workdir: str | Path) -> Summary:
         "none": optuna.pruners.NopPruner(),
     }
     with exclusive(workdir):
-        backend = optuna.storages.journal.JournalFileBackend(str(workdir / "search.log"))
+        backend = JournalFileBackend(str(workdir / "search.log"))
         study = optuna.create_study(
-            storage=optuna.storages.JournalStorage(backend),
+            storage=JournalStorage(backend),
             study_name="search",
             direction="minimize" if name in LOWER_IS_BETTER else "maximize",
             load_if_exists=True,
