@@ -64,7 +64,7 @@ def test_defaults_resolve_to_themselves(stage):
     assert isinstance(resolved, STAGES[stage]) and resolved.stage == stage
     for _, run in runs(resolved):
         assert run.model == ModelConfig() and run.optim.no_decay == Config().optim.no_decay
-    chains = {"quickstart": ["config.pretrain", "config.finetune"]} | dict.fromkeys(UNTRAINED, [])
+    chains = {"quickstart": ["config.pretrain", "config.finetune"]} | {name: [] for name in UNTRAINED}
     assert [where for where, _ in runs(resolved)] == chains.get(stage, ["config"])
 
 
