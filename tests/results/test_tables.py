@@ -38,7 +38,7 @@ def test_markdown(groups):
     assert second.startswith("| other\\|name | **") and second.endswith("| 61.0 s ± 1.0 s | 3 |")
     assert note.startswith("Mean ± standard deviation over 3 seeds, 6 runs. Bold:")
     assert rest[1].startswith(
-        "- accuracy: other|name is better than every other, p at most 0.002 by the paired bootstrap"
+        "- accuracy: other|name is better than a_b & 50% of $x$ {#1} ~^\\, p at most 0.002 by the paired bootstrap"
     )
     assert "400 examples, 3 seeds" in rest[1] and "t-test over seeds (3 seeds)" in rest[2]
     assert rest[3].startswith(

@@ -22,8 +22,10 @@ LOSSES = {"a": [2.0, 2.3, 2.1], "b": [1.7, 1.9, 1.85]}
 def pretrained(tmp_path):
     for name, losses in LOSSES.items():
         for seed, loss in enumerate(losses):
-            summary = {"pretrain.validation_loss": loss, "pretrain.masked_accuracy": 0.3 + loss / 100,
-                       "pretrain.tokens_per_second": 900.0, f"pretrain.only_{name}": 1.0, "wall_seconds": 60.0}  # fmt: skip
+            summary = {
+                "pretrain.validation_loss": loss, "pretrain.masked_accuracy": 0.3 + loss / 100,
+                "pretrain.tokens_per_second": 900.0, f"pretrain.only_{name}": 1.0, "wall_seconds": 60.0,
+            }  # fmt: skip
             changes = {"train.seed": seed, "optim.name": "adamw" if name == "a" else "muon"}
             make_run(tmp_path / name / str(seed), summary, changes, "pretrain")
     return tmp_path
