@@ -49,6 +49,35 @@ def comments(source: str) -> dict[str, list[str]]:
     return found
 
 
+def attributes(docstring: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Returns a docstring without its section "Attributes:", and what that section says of each name."""
+    if "Attributes:" not in docstring:
+        return docstring, {}
+    start = docstring.index("Attributes:")
+    end = next((n for n in range(start + 1, len(docstring)) if docstring[n][:1].strip()), len(docstring))
+    found: dict[str, list[str]] = {}
+    last: list[str] = []
+    for line in docstring[start + 1 : end]:
+        entry = re.match(r"  ([\w, ]+): (.*)", line)
+        if entry:
+            last = [entry[2]]
+            found |= dict.fromkeys(re.split(r", *", entry[1]), last)
+        elif line.strip():
+            last.append(line.strip())
+    return docstring[:start] + docstring[end:], found
+
+
+def classes(source: str) -> dict[str, tuple[list[str], set[str]]]:
+    """Returns the classes of a module -> the lines of its docstring, and the names that its body defines."""
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef):
+            members = {name for part in node.body for name in _targets(part)}
+            members |= {part.name for part in node.body if isinstance(part, (ast.FunctionDef, ast.ClassDef))}
+            found[node.name] = (ast.get_docstring(node) or "").splitlines(), members
+    return found
+
+
 def as_rst(text: str) -> str:
     """Returns a comment as reStructuredText that reads the same: what is in backticks is code, the rest plain text."""
     parts = re.split(r"`([^`]+)`", text)
