@@ -36,6 +36,7 @@ def test_markdown(groups):
                                            tables.statistic(groups[0], METRICS[0]).std))  # fmt: skip
     assert first.startswith(f"| a_b & 50% of $x$ {{#1}} ~^\\ | {mean:.1f} ± {std:.1f} | 0.6125 ± 0.0625 |")
     assert second.startswith("| other\\|name | **") and second.endswith("| 61.0 s ± 1.0 s | 3 |")
+    assert "**" not in first, "it is the first by wall time, but not surely"
     assert note.startswith("Mean ± standard deviation over 3 seeds, 6 runs. Bold:")
     assert rest[1].startswith(
         "- accuracy: other|name is better than a_b & 50% of $x$ {#1} ~^\\, p at most 0.002 by the paired bootstrap"
