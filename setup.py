@@ -46,6 +46,7 @@ setup(
         "seqeval>=1.2.2",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9",
+        "threadpoolctl>=3",
         "tokenizers>=0.23.1",
     ],
     extras_require={

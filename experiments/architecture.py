@@ -30,9 +30,9 @@ ALIKE = {
 def variants() -> Sequence[Variant]:
     """Returns the parent and one change at a time, three seeds each."""
     changes = chain(
-        case("pre-norm, rotary, gated"),
+        case("all modern"),
         case("post-norm", {"model.norm_position": "post"}),
         case("learned positions", {"model.positions": "learned"}),
-        case("GELU, not gated", {"model.gated": False, "model.intermediate_size": 576}),
+        case("GELU feed-forward", {"model.gated": False, "model.intermediate_size": 576}),
     )
     return product(changes, seeds(3))

@@ -238,7 +238,7 @@ def test_two_runs_are_compared(tune, tmp_path):
     page = (tmp_path / "compare" / "report.html").read_text()
     assert config.a in page and config.b in page, "it says what was compared"
     config.b = str(tmp_path)
-    with pytest.raises(UserError, match=r"config\.b='\S+': no predictions\.jsonl there"):
+    with pytest.raises(UserError, match=r"config\.b='\S+': holds runs that differ by more than their seeds"):
         stages.run(resolve(config), tmp_path / "other")
 
 

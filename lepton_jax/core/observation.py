@@ -33,7 +33,7 @@ class Seen:
         return Seen(jnp.maximum(first.largest, second.largest), first.counts + second.counts)
 
     def flat(self, shape: tuple[int, ...]) -> Seen:
-        """Returns what was seen by each kernel of a stack [*shape, K, N]: of layers that share one, all of it."""
+        """Returns what was seen by each kernel of a stack `[*shape, K, N]`: of layers that share one, all of it."""
         extra = tuple(range(len(shape), self.largest.ndim - 1))
         return Seen(jnp.max(self.largest, axis=extra), jnp.sum(self.counts, axis=extra))
 

@@ -49,7 +49,7 @@ LARGEST = 127.0  # of int8, on both sides of 0
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8(Weight):
-    """Symmetric int8: original ~= values * scale, with |error| <= scale / 2 and values in -127..127.
+    """Symmetric int8: `original ~= values * scale`, with `|error| <= scale / 2` and values in -127..127.
 
     `scale` is positive and has the rank of `values`, with size 1 on the axis that shares a scale:
     [..., 1, N] has one scale an output channel (kernels), [..., K, 1] one a row (embedding tables, whose
@@ -135,7 +135,7 @@ def lay_out(params: Any) -> Any:
 
 
 def quantize(x: Float[Array, "..."], axis: int) -> Int8:
-    """Rounds x to `Int8` with scale = max |x| / 127 along `axis`; where x is all zero the scale is 1.
+    """Rounds x to `Int8` with `scale = max |x| / 127` along `axis`; where x is all zero the scale is 1.
 
     Args:
       x: float array of rank >= 2, [..., K, N].
@@ -147,7 +147,7 @@ def quantize(x: Float[Array, "..."], axis: int) -> Int8:
 
 
 def shared_scale(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """Returns max |x| / 127 along `axis`, which stays with size 1; where x is all zero 1."""
+    """Returns `max |x| / 127` along `axis`, which stays with size 1; where x is all zero 1."""
     largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
     return jnp.where(largest > 0, largest / LARGEST, 1.0)
 

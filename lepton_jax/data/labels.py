@@ -1,10 +1,12 @@
 """What a row's cells mean: a text or two, and a label of one of four kinds.
 
-classes   a name; a number or a truth value is kept as its string
-sets      a list of names, or in a table names with | between them; none of them is a label too
-numbers   a finite number
-spans     with a text: a list of {"start", "end", "label"} or [start, end, label], character offsets, end exclusive;
-          with a list of words in place of the text: a list of their tags, such as B-PER, I-PER, O
+    classes   a name; a number or a truth value is kept as its string
+    sets      a list of names, or in a table names with | between them; none of them is a label too
+    numbers   a finite number
+    spans     with a text: a list of {"start", "end", "label"} or [start, end, label]; with a list of words in
+              place of the text: a list of their tags, such as B-PER, I-PER, O
+
+Offsets count characters, and an end is exclusive.
 """
 
 from __future__ import annotations

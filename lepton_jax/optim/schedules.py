@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from lepton_jax.optim.numbers import Numbers
 
 
-def rate_of(kind: str, step: jax.Array, numbers: Numbers) -> jax.Array:
+def rate_of(kind: str, step: ArrayLike, numbers: Numbers) -> jax.Array:
     """Returns the learning rate of a step: from 0 to the peak in the warm-up, at 0 again after the last step.
 
     "wsd" stays at the peak and falls linearly over the last steps (Hu et al. 2024, arXiv:2404.06395): it is "linear"

@@ -207,6 +207,8 @@ def _differences(groups: Sequence[Group]) -> str:
     if not fields:
         return "<h2>Configs</h2>\n<p class='note'>They differ in no field but the seed.</p>\n"
     head = ["", *(f"<code>{escape(path)}</code>" for path in fields)]
+    if len(fields) > len(groups):  # the longer side downwards
+        head, *rows = (list(column) for column in zip(head, *rows, strict=True))
     return f"<h2>Configs, where they differ</h2>\n{table(rows, head)}"
 
 

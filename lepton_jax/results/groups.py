@@ -107,7 +107,7 @@ def judge(groups: Sequence[Group], metric: str) -> Verdict:
     means = {each.name: (each, statistic(each, metric).mean) for each in groups}
     having = [(each, mean) for each, mean in means.values() if math.isfinite(mean)]
     if not having:
-        return Verdict(metric, "", "", {}, 0, 0, "no run is complete")
+        return Verdict(metric, "", "", {}, 0, 0, "it is defined in no run that is complete")
     best, _ = (min if lower_is_better(metric) else max)(having, key=lambda pair: pair[1])
     others = [each for each, _ in having if each is not best]
     if not others:

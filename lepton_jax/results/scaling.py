@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from lepton_jax.core.errors import UserError
 from lepton_jax.evaluate.intervals import bounds
@@ -84,6 +85,12 @@ def fit(
     for place in range(size):
         if len(np.unique(points[:, place])) < 2:
             raise UserError(f"variable {place + 1} of a law of scale has one value, {points[0, place]:g}, in all runs")
+    with threadpool_limits(1, "blas"):  # vectors of five numbers, for which L-BFGS would wake a thread for each core
+        return _fit(points, losses, constant, samples, seed)
+
+
+def _fit(points: np.ndarray, losses: np.ndarray, constant: bool, samples: int, seed: int) -> Fit:
+    count, size = points.shape
     logs, targets = np.log(points), np.log(losses)
     centre, level = logs.mean(0), targets.mean()
     logs, targets = logs - centre, targets - level

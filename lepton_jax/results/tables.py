@@ -90,7 +90,8 @@ def sentence(verdict: Verdict) -> str:
     by = f"by the {verdict.test} ({over})" + (" with Holm's correction" if len(verdict.p_values) > 1 else "")
     largest = max(verdict.p_values.values())
     if verdict.sure:
-        return f"{verdict.best} is better than every other, p {_p(largest)} {by}"
+        than = "every other" if len(verdict.p_values) > 1 else next(iter(verdict.p_values))
+        return f"{verdict.best} is better than {than}, p {_p(largest)} {by}"
     unsure = [other for other, value in verdict.p_values.items() if value >= LEVEL]
     named = ", ".join(unsure[:3]) + (f" and {len(unsure) - 3} more" if len(unsure) > 3 else "")
     most = "of" if len(verdict.p_values) == 1 else "up to"

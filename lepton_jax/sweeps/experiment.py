@@ -94,9 +94,10 @@ class Experiment:
         """Returns the runs of all variants, in their order.
 
         Raises:
-          UserError: of `member`; or two variants come to the same config.
+          UserError: of `member`; two variants come to the same config; or two of one name and seed do not.
         """
         found: dict[str, Member] = {}
+        named: dict[str, Member] = {}
         for variant in self.variants:
             member = self.member(variant)
             if other := found.get(member.hash):
@@ -104,7 +105,13 @@ class Experiment:
                     f"{self.path}: {other.label!r} and {member.label!r} are the same config ({member.hash}); leave one "
                     f"out, or let them differ"
                 )
-            found[member.hash] = member
+            if other := named.get(member.label):
+                raise UserError(
+                    f"{self.path}: two variants are {member.label!r}, with other values of "
+                    f"{', '.join(sorted({*other.variant.changes, *member.variant.changes} - {SEED}))}; name them by "
+                    f"case(NAME, ...), for runs of one name are put together over their seeds"
+                )
+            found[member.hash] = named[member.label] = member
         return list(found.values())
 
     def command(self, member: Member, workdir: Path) -> str:

@@ -34,8 +34,8 @@ class LabelledTask(abc.ABC):
         """Returns the loss of each target, float32, and its metrics, `loss` among them.
 
         Args:
-          logits: [*n, num_outputs].
-          labels: [*n], or [*n, num_outputs] of sets of classes.
+          logits: `[*n, num_outputs]`.
+          labels: `[*n]`, or `[*n, num_outputs]` of sets of classes.
         """
 
     def logits(self, model: Transformer, params: Any, batch: Batch, rng: Any, train: bool, packed: bool) -> jax.Array:
@@ -44,7 +44,7 @@ class LabelledTask(abc.ABC):
         return forward(model, params, batch, rng, train, documents=documents, packed=packed)["logits"]
 
     def weight(self, batch: Batch) -> jax.Array:
-        """Returns float32 [*n]: 1 for a target that counts, 0 for another, such as a text that a packed row lacks."""
+        """Returns float32 `[*n]`: 1 for a target that counts, 0 for another, such as a text that a packed row lacks."""
         if not self.packed:
             return batch["weight"]
         counts = jnp.max(batch["attention_mask"], axis=1)  # texts are numbered 1, 2, ...

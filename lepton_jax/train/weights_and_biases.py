@@ -6,6 +6,7 @@ send lies in WORKDIR/wandb, for `wandb sync`. WANDB_MODE, WANDB_DIR, WANDB_ENTIT
 
 from __future__ import annotations
 
+import importlib
 import os
 import queue
 import secrets
@@ -44,8 +45,7 @@ def require(project: str, where: str) -> None:
 
 def _package(field: str) -> Any:
     try:
-        import wandb  # pyright: ignore[reportMissingImports]
-
+        wandb = importlib.import_module("wandb")
         wandb.init  # noqa: B018  # a folder wandb/ of earlier runs, where Python was started, imports too
     except (ImportError, AttributeError) as error:
         raise UserError(f"{field}: needs the package wandb; pip install 'lepton_jax[wandb]'") from error

@@ -1,11 +1,12 @@
 """The bootstrap: coverage of a known mean, and what varies."""
 
+import math
 import warnings
 
 import numpy as np
 import pytest
 
-from lepton_jax.evaluate.intervals import bounds, interval
+from lepton_jax.evaluate.intervals import bounds, interval, p_value
 
 pytestmark = pytest.mark.once
 
@@ -45,3 +46,10 @@ def test_runs_are_drawn_with_the_same_examples():
 
     interval([record(0), record(1)], 100, samples=50)
     assert len(drawn) == 50, "one choice of examples a sample, for both runs"
+
+
+def test_a_p_value_is_how_often_the_sign_is_the_other_one():
+    differences = np.array([1.0] * 97 + [-1.0, 0.0, math.nan])
+    assert p_value(differences) == p_value(-differences) == pytest.approx(2 * 3 / 100)
+    assert p_value(np.zeros(9)) == 1.0 and p_value(np.ones(999)) == 2 / 1000
+    assert p_value(np.array([math.nan])) == 1.0

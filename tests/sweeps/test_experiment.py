@@ -84,6 +84,10 @@ def test_a_plan_has_what_a_report_needs_and_plain_commands(experiment, tmp_path)
         (variants('vary("train.steps", 0)'), r"variant 'steps 0': config\.train\.steps=0: must be in \[1, inf\)"),
         (variants('vary("train.seed", 1, 1)'), r"'seed 1, seed 1' and 'seed 1, seed 1' are the same config \(\w{10}\)"),
         (variants('chain(case("parent"), case("again"))'), "'parent, seed 1' and 'again, seed 1' are the same config"),
+        (
+            variants('chain(vary("train.steps", 5), case("steps 5", {"optim.beta1": 0.5}))'),
+            r"two variants are 'steps 5, seed 1', with other values of optim\.beta1, train\.steps; name them",
+        ),
         (variants("[{}]"), r"variants\(\) holds \{\}; must hold what vary"),
         ("", r"has neither variants\(\) nor space\(\)"),
         ("METRICS = ()\n" + variants("seeds(1)"), "METRICS=.*must be names"),
