@@ -73,6 +73,11 @@ def test_baselines_differ_and_leave_special_tokens_alone(bundle):
 def test_words_carry_scores_at_their_place(bundle):
     for each, text in zip(integrated_gradients(bundle, TEXTS), TEXTS, strict=True):
         assert [text[word.start : word.end] for word in each.words] == text.replace(",", " ,").split()
+        (row,) = bundle.tokenizer.rows([text])
+        for word in each.words:  # a token is of the word in which its last character lies
+            own = [score for (_, end), score in zip(row.offsets, each.token_scores, strict=True)
+                   if word.start < end <= word.end]  # fmt: skip
+            assert own and word.score == pytest.approx(sum(own), abs=1e-9)
     cut = integrated_gradients(bundle, ["bright sour " * 30])[0]
     assert 0 < cut.words[-1].end < len(cut.text)
 
@@ -126,7 +131,7 @@ def test_explains_spans(make_bundle):
         np.mean([outputs[0][first[0][0], 1], outputs[0][first[0][min(p for p in first[0] if p >= 6)], 2]]),
         outputs[1][first[1][min(p for p in first[1] if p >= 1)], 1],
     ]
-    np.testing.assert_allclose(found[1].value, at[1], atol=1e-5)
+    np.testing.assert_allclose([each.value for each in found], at, atol=1e-5)
     assert [each.target for each in found] == ["THING", "THING"]
     assert all(each.error < 1e-2 * abs(each.value - each.base) for each in found)
     own = integrated_gradients(tagger, texts)
