@@ -105,11 +105,16 @@ def describe(app: Any, what: str, name: str, obj: Any, options: Any, lines: list
         bases = [base for base in obj.__bases__ if base is not object]
         if bases:
             lines += ["", f"Extends {', '.join(map(link, bases))}.", ""]
+    module = next((part for part in parents(name) if part in sys.modules), "")
+    scope, _, field = name.removeprefix(f"{module}.").rpartition(".")
     if what in ("attribute", "data", "property"):  # of which Napoleon takes what is before a colon for a type
-        module = next(part for part in parents(name) if part in sys.modules)
-        scope, _, field = name.removeprefix(f"{module}.").rpartition(".")
         found = ModuleAnalyzer.for_module(module).attr_docs.get((scope, field), [])
         lines[:] = found if what != "property" else (inspect.getdoc(obj) or "").splitlines()
+    if what == "method" and not obj.__doc__:  # then what is there is of a class that it extends
+        bases = getattr(sys.modules[module], scope).__mro__
+        first = next((base for base in bases if getattr(vars(base).get(field), "__doc__", None)), object)
+        if not first.__module__.startswith("lepton_jax."):
+            lines.clear()
 
 
 def link(base: type) -> str:

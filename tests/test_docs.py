@@ -104,11 +104,17 @@ def test_names_that_are_not_its_own_are_not(inventory):
         ("tasks", "cross_entropy( logits: Float[Array, '*n classes'], labels: Int[Array, '*n'], form: ClassLoss"),
         ("data", "training_batches( rows: Rows | Sequence[ndarray], batch_size: int,"),
         ("tasks", "Raises: UserError – masked language modelling with a tokenizer that has no mask token"),
+        ("core", "take(ids: Int[Array, '...']) → Float[Array, '... N'] # Returns the rows ids in float32."),
         ("models", "class Embeddings # Token, learned-position and token-type embeddings"),
     ],
 )  # fmt: skip
 def test_pages_say_what_the_source_says(site, page, text):
     assert text in text_of(site, f"api/{page}.html")
+
+
+def test_pages_say_nothing_that_others_say_of_their_classes(site):
+    text = text_of(site, "api/models.html")
+    assert "x_BxTxD: Array" in text and "Call self as a function" not in text and "submodule" not in text
 
 
 def test_a_page_keeps_the_columns_of_a_block(site):
