@@ -11,9 +11,8 @@ import inspect
 import pkgutil
 import shutil
 import sys
-import types
-import typing
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -41,8 +40,7 @@ autodoc_default_options = {"undoc-members": True, "special-members": "__call__"}
 add_module_names = False  # the section of a module has its name
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_type_aliases: dict[str, str] = {}  # `write_pages` finds them
-MEMBERS: dict[tuple[str, str], set[str]] = {}  # what a class (module, name) has of its own, likewise
+MEMBERS: dict[tuple[str, str], set[str]] = {}  # what a class (module, name) has of its own; `write_pages` finds it
 napoleon_numpy_docstring = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
@@ -84,17 +82,10 @@ def section(name: str) -> str:
         for field, text in described.items():
             analyzer.attr_docs[each, field] = [*text, ""]
         MEMBERS[name, each] = members | described.keys()
-    for each in own:
-        value = getattr(module, each)
-        if isinstance(value, types.UnionType) or typing.get_origin(value) is not None:
-            # One name in two modules would be no link.
-            autodoc_type_aliases[each] = each if each in autodoc_type_aliases else f"{name}.{each}"
     return "\n".join(lines) + "\n"
 
 
-def before_napoleon(
-    app: typing.Any, what: str, name: str, obj: typing.Any, options: typing.Any, lines: list[str]
-) -> None:
+def before_napoleon(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Makes a block that is indented by four below a paragraph a literal one; attributes have their own places."""
     del app, name, obj, options
     if what == "class":
@@ -105,7 +96,7 @@ def before_napoleon(
             lines[place : place + 1] = ["", "::", ""]
 
 
-def describe(app: typing.Any, what: str, name: str, obj: typing.Any, options: typing.Any, lines: list[str]) -> None:
+def describe(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Says what a class extends, and undoes what Python, dataclasses and Napoleon make of a docstring."""
     del app, options
     if what == "class":
@@ -114,11 +105,16 @@ def describe(app: typing.Any, what: str, name: str, obj: typing.Any, options: ty
         bases = [base for base in obj.__bases__ if base is not object]
         if bases:
             lines += ["", f"Extends {', '.join(map(link, bases))}.", ""]
+    module = next((part for part in parents(name) if part in sys.modules), "")
+    scope, _, field = name.removeprefix(f"{module}.").rpartition(".")
     if what in ("attribute", "data", "property"):  # of which Napoleon takes what is before a colon for a type
-        module = next(part for part in parents(name) if part in sys.modules)
-        scope, _, field = name.removeprefix(f"{module}.").rpartition(".")
         found = ModuleAnalyzer.for_module(module).attr_docs.get((scope, field), [])
         lines[:] = found if what != "property" else (inspect.getdoc(obj) or "").splitlines()
+    if what == "method" and not obj.__doc__:  # then what is there is of a class that it extends
+        bases = getattr(sys.modules[module], scope).__mro__
+        first = next((base for base in bases if getattr(vars(base).get(field), "__doc__", None)), object)
+        if not first.__module__.startswith("lepton_jax."):
+            lines.clear()
 
 
 def link(base: type) -> str:
@@ -127,7 +123,7 @@ def link(base: type) -> str:
     return f":py:obj:`{base.__name__} <{full}>`" if full.startswith("lepton_jax.") else f"``{full}``"
 
 
-def skip(app: typing.Any, what: str, name: str, obj: typing.Any, skipped: bool, options: typing.Any) -> bool | None:
+def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
     """Leaves out what a class has from Flax or from `dataclasses`: what its own source does not name."""
     del obj, skipped, options
     members = MEMBERS.get((app.env.temp_data["autodoc:module"], app.env.temp_data.get("autodoc:class")))
@@ -140,13 +136,14 @@ def parents(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
 
 
-def sign(app: typing.Any, what: str, name: str, obj: typing.Any, *rest: typing.Any) -> tuple[str, str] | None:
-    """Leaves out the arguments of a dataclass, which are its fields."""
+def sign(app: Any, what: str, name: str, obj: Any, *rest: Any) -> tuple[str, str] | None:
+    """Leaves out the arguments of a dataclass, which are its fields, and of a protocol, which nobody calls."""
     del app, name, rest
-    return ("", "") if what == "class" and dataclasses.is_dataclass(obj) else None
+    bare = what == "class" and (dataclasses.is_dataclass(obj) or getattr(obj, "_is_protocol", False))
+    return ("", "") if bare else None
 
 
-def setup(app: typing.Any) -> None:
+def setup(app: Any) -> None:
     """Called by Sphinx."""
     write_pages(Path(app.srcdir) / "api")
     app.connect("autodoc-process-docstring", before_napoleon, priority=400)

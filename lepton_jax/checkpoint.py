@@ -50,6 +50,11 @@ _UNFINISHED = "orbax-checkpoint-tmp"  # Orbax's name for a folder that it is sti
 _DELETED = "deleted"
 _DAMAGED = "damaged"
 
+# Orbax has each replica save its part of an array, cut out by a program that is compiled for every shape and device:
+# hundreds, where a small model lies on eight. Where a part would have fewer bytes, one replica saves the whole.
+_PART = 2**20
+ocp.type_handlers.get_type_handler(jax.Array)._min_slice_bytes_for_replica_parallel = _PART  # pyright: ignore
+
 
 class Checkpoints:
     """The checkpoints of one run: saved in the background, the newest and the best kept.

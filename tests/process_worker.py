@@ -18,7 +18,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
+import lepton_jax.checkpoint  # noqa: F401  # whose setting is changed below
 from lepton_jax import main
 from lepton_jax.core import sharding
 
@@ -45,6 +47,8 @@ def put_batch(batch, mesh):
 
 
 sharding.put_batch = put_batch
+# Each process saves its part of every array, small ones too.
+ocp.type_handlers.get_type_handler(jax.Array)._min_slice_bytes_for_replica_parallel = 0
 if "heartbeat" in options:
     jax.distributed.initialize = functools.partial(
         jax.distributed.initialize, heartbeat_timeout_seconds=options["heartbeat"]

@@ -186,6 +186,17 @@ def test_a_state_restores_on_another_mesh(tmp_path: Path, shape: tuple[int, ...]
     assert equal(restored, state)
 
 
+def test_replicas_save_parts_of_large_arrays_and_no_program_cuts_small_ones(tmp_path: Path) -> None:
+    mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
+    params = {"large": np.arange(2**21, dtype=np.float32).reshape(8, -1), "small": np.eye(8, dtype=np.float32)}
+    save_params(tmp_path / "saved", jax.device_put(params, NamedSharding(mesh, PartitionSpec())))
+    (file,) = (tmp_path / "saved" / "params" / "array_metadatas").iterdir()
+    found = [each["array_metadata"] for each in json.loads(file.read_text())["array_metadatas"]]
+    written = {each["param_name"]: each["write_shape"] for each in found}
+    assert written == {"large": [1, 2**18], "small": [8, 8]}
+    assert equal(load_params(tmp_path / "saved", abstract(params)), params)
+
+
 def test_only_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     state, data = make_state(), make_data()
     losses = {1: 0.9, 2: 0.2, 3: None, 4: 0.2, 5: float("nan"), 6: 0.7}

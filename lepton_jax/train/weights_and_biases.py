@@ -1,7 +1,8 @@
 """Metrics for Weights & Biases, sent by a thread that training never waits for.
 
 A server that does not answer costs a run nothing: what it measures is in metrics.jsonl first, and what W&B could not
-send lies in WORKDIR/wandb, for `wandb sync`. WANDB_MODE, WANDB_DIR, WANDB_ENTITY and the like mean what they always do.
+send lies in WORKDIR/wandb, for a command that a line on the screen names. WANDB_MODE, WANDB_DIR, WANDB_ENTITY and the
+like mean what they always do.
 """
 
 from __future__ import annotations
@@ -132,10 +133,12 @@ class WeightsAndBiases:
             run = self._wandb.init(**self._settings, settings=limits)
         except Exception as error:
             self._note(f"W&B cannot be reached ({_line(error)})")
-            run = self._wandb.init(**self._settings, settings=limits, mode="offline")
+            # The package holds the id of a run that it could not begin.
+            own = {"id": f"{self._settings['id']}-{secrets.token_hex(4)}", "mode": "offline"}
+            run = self._wandb.init(**self._settings | own, settings=limits)
         run.define_metric("*", step_metric="step")
         if run.offline:
-            self._note(f"W&B: offline, in {Path(run.dir).parent}, which `wandb sync` sends")
+            self._note(f"W&B: offline; `wandb sync --id={self._settings['id']} {Path(run.dir).parent}` sends it")
         elif run.url:
             self._note(f"W&B: {run.url}")
         return run

@@ -83,7 +83,7 @@ def reference(optim, train):
 
 SETTINGS = [  # learning rate, steps, warm-up, decay share
     (1e-3, 1000, 0, 0.2), (3e-4, 997, 61, 0.2), (2e-5, 50, 50, 0.2), (0.1, 300, 7, 1.0), (7e-4, 300, 299, 0.37),
-    (5e-3, 1, 0, 0.2), (4e-3, 1, 1, 1.0), (1e-3, 2, 1, 0.01), (0.0, 9, 3, 0.5), (1e-3, 20_000, 2000, 0.1),
+    (5e-3, 1, 0, 0.2), (4e-3, 1, 1, 1.0), (2e-3, 2, 1, 0.01), (0.0, 9, 3, 0.5), (6e-3, 900, 400, 0.1),
 ]  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def test_every_rate_is_optax_to_the_last_bit(kind):
     for rate, steps, warmup, share in SETTINGS:
         optim = OptimConfig(schedule=kind, warmup_steps=warmup, decay_share=share)
         train = TrainConfig(learning_rate=rate, steps=steps)
-        step, numbers = np.arange(steps + 3, dtype=np.int32), make_numbers(optim, train)
+        step, numbers = np.arange(1003, dtype=np.int32), make_numbers(optim, train)
         found = np.asarray(rate_of(kind, jax.numpy.asarray(step), numbers))
         wanted = np.asarray(reference(optim, train)(jax.numpy.asarray(step)))
         assert found.dtype == np.float32 and found.shape == step.shape

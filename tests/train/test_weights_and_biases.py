@@ -109,7 +109,7 @@ def test_the_real_package_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     summary = {item.key or "/".join(item.nested_key): json.loads(item.value_json)
                for record in of("summary", three) for item in record.update}  # fmt: skip
     assert summary["finetune/f1"] == 0.75 and not any("slices" in name for name in summary)
-    assert "W&B: offline, in " in capsys.readouterr().out
+    assert f"W&B: offline; `wandb sync --id={runs[0].run_id} {tmp_path}/sent" in capsys.readouterr().out
 
 
 class Fake(types.ModuleType):
@@ -119,6 +119,7 @@ class Fake(types.ModuleType):
         super().__init__("wandb")
         self.mode, self.fails, self.key = mode, fails, key
         self.runs: list[Any] = []
+        self.ids: set[str] = set()
         self.hanging = threading.Event()
 
     def setup(self) -> Any:
@@ -130,6 +131,9 @@ class Fake(types.ModuleType):
     def init(self, mode: str | None = None, **arguments: Any) -> Any:
         if self.fails == "hang":
             self.hanging.wait(60)
+        if arguments["id"] in self.ids:
+            raise RuntimeError("in use")
+        self.ids.add(arguments["id"])
         if (self.fails == "init" and mode != "offline") or self.fails == "always":
             raise ConnectionError("no\nroute")
         run = types.SimpleNamespace(
@@ -158,7 +162,7 @@ def log_three(folder: Path) -> None:
     ("fails", "said", "sent"),
     [
         ("", "W&B: https://x", [1, 2, 3]),
-        ("init", "W&B cannot be reached (no route)\nW&B: offline, in there, which", [1, 2, 3]),
+        ("init", "W&B cannot be reached (no route)\nW&B: offline; `wandb sync --id=", [1, 2, 3]),
         ("always", "W&B has failed (no route); metrics.jsonl has everything", None),
         ("log", "W&B has failed (gone); metrics.jsonl has everything", [1]),
         ("hang", "W&B does not answer and is left behind; metrics.jsonl has everything", None),
