@@ -55,7 +55,7 @@ setup(
         "onnx": ["onnx>=1.17"],
         "experiments": EXPERIMENTS,
         "notebooks": [*EXPERIMENTS, "ipykernel>=6", "nbclient>=0.10"],
-        "wandb": ["wandb>=0.19"],
+        "wandb": ["wandb>=0.31"],
         "docs": DOCS,
         "parity": ["torch>=2.6", "transformers>=5"],
         "dev": [

@@ -87,7 +87,9 @@ def section(name: str) -> str:
 
 def before_napoleon(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Makes a block that is indented by four below a paragraph a literal one; attributes have their own places."""
-    del app, name, obj, options
+    del app, name, options
+    if what == "module":  # of which Sphinx takes the indentation away where all lines but the first have one
+        lines[:] = [*(obj.__doc__ or "").splitlines(), ""]
     if what == "class":
         lines[:] = comments.attributes(lines)[0]
     for place in range(len(lines) - 2, 0, -1):
@@ -100,9 +102,9 @@ def describe(app: Any, what: str, name: str, obj: Any, options: Any, lines: list
     """Says what a class extends, and undoes what Python, dataclasses and Napoleon make of a docstring."""
     del app, options
     if what == "class":
-        if dataclasses.is_dataclass(obj) and lines and lines[0].startswith(f"{obj.__name__}("):
+        if has_fields(obj) and lines and lines[0].startswith(f"{obj.__name__}("):
             lines.clear()
-        bases = [base for base in obj.__bases__ if base is not object]
+        bases = [base for base in obj.__bases__ if base not in (object, tuple)]
         if bases:
             lines += ["", f"Extends {', '.join(map(link, bases))}.", ""]
     module = next((part for part in parents(name) if part in sys.modules), "")
@@ -137,10 +139,14 @@ def parents(name: str) -> list[str]:
 
 
 def sign(app: Any, what: str, name: str, obj: Any, *rest: Any) -> tuple[str, str] | None:
-    """Leaves out the arguments of a dataclass, which are its fields, and of a protocol, which nobody calls."""
+    """Leaves out the arguments of a class that are its fields, and those of a protocol, which nobody calls."""
     del app, name, rest
-    bare = what == "class" and (dataclasses.is_dataclass(obj) or getattr(obj, "_is_protocol", False))
-    return ("", "") if bare else None
+    return ("", "") if what == "class" and (has_fields(obj) or getattr(obj, "_is_protocol", False)) else None
+
+
+def has_fields(obj: Any) -> bool:
+    """Returns whether a class is a dataclass or a named tuple."""
+    return dataclasses.is_dataclass(obj) or hasattr(obj, "_fields")
 
 
 def setup(app: Any) -> None:

@@ -141,34 +141,31 @@ def compare(case: Case, head: str, folder: Path) -> dict[str, Any]:
     bundle = hub.load(folder / "theirs")
     inputs = (batch["input_ids"], batch["attention_mask"])
 
-    def apply(params: Any) -> dict[str, jax.Array]:
-        types: Any = batch.get("token_type_ids")
-        out: Any = bundle.model.apply({"params": params}, *inputs, token_type_ids=types, hidden_states=True)
-        return out
+    key = "logits" if "logits" in out else "last_hidden_state"
 
-    ours = jax.jit(apply)(bundle.params)
+    def loss(table: jax.Array, params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Of every output, smooth and not symmetric; and the outputs."""
+        params = {**params, "embeddings": {**params["embeddings"], "token": table}}
+        types: Any = batch.get("token_type_ids")
+        ours: Any = bundle.model.apply({"params": params}, *inputs, token_type_ids=types, hidden_states=True)
+        value = ours["logits" if key == "logits" else "hidden"]
+        return jnp.sum(jnp.sin(value[real] if value.shape[:2] == real.shape else value)), ours
+
+    gradient, ours = jax.jit(jax.grad(loss, has_aux=True))(bundle.params["embeddings"]["token"], bundle.params)
     if len(ours["hidden_states"]) != len(out.hidden_states):
         raise ValueError(f"{len(ours['hidden_states'])} hidden states here, {len(out.hidden_states)} there")
     states = [*zip(ours["hidden_states"], out.hidden_states, strict=True), (ours["hidden"], out.hidden_states[-1])]
     if "last_hidden_state" in out:
         states.append((ours["hidden"], out.last_hidden_state))
     found: dict[str, Any] = {"hidden": max(_relative(own, other, real) for own, other in states)}
-    key = "logits" if "logits" in out else "last_hidden_state"
     if key == "logits":
         found["logits"] = _relative(ours["logits"], out.logits, real)
     if getattr(out, "pooler_output", None) is not None:
         found["pooled"] = _relative(ours["pooled"], out.pooler_output, real)
 
-    # A loss of every output, smooth and not symmetric.
     torch.sin(out[key][torch.from_numpy(real)] if out[key].shape[:2] == real.shape else out[key]).sum().backward()
     expected = theirs.get_input_embeddings().weight.grad
-
-    def loss(table: jax.Array) -> jax.Array:
-        params = {**bundle.params, "embeddings": {**bundle.params["embeddings"], "token": table}}
-        value = apply(params)["logits" if key == "logits" else "hidden"]
-        return jnp.sum(jnp.sin(value[real] if value.shape[:2] == real.shape else value))
-
-    found["gradient"] = _relative(jax.jit(jax.grad(loss))(bundle.params["embeddings"]["token"]), expected, real)
+    found["gradient"] = _relative(gradient, expected, real)
 
     hub.save(folder / "again", bundle)
     again = type(theirs).from_pretrained(folder / "again", **case.options).eval()

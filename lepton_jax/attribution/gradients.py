@@ -65,7 +65,7 @@ class Attribution:
 
     @property
     def error(self) -> float:
-        """Returns how far the scores are from completeness, |sum of the scores - (value - base)|.
+        """Returns how far the scores are from completeness, `|sum of the scores - (value - base)|`.
 
         With the default steps it is below a hundredth of the difference for all but a few texts; where it is not small
         beside `value - base`, more steps make it so.

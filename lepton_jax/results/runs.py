@@ -1,7 +1,9 @@
 """Finished and unfinished runs as values: found in their folders, and as rows of a table.
 
-runs = results.find("runs/mask_rate")                          # a sweep, a run, a folder of runs, or a glob
-table = results.frame("runs/*", where={"task.name": "classification"})   # a pandas.DataFrame, a row a run
+    runs = results.find("runs/mask_rate")                          # a sweep, a run, a folder of runs, or a glob
+    table = results.frame("runs/*", where={"task.name": "classification"})   # a pandas.DataFrame, a row a run
+
+The table alone needs pandas.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The loop on real batches: resumed equals uninterrupted, what is logged when, and the best parameters."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -33,6 +34,7 @@ from lepton_jax.train.evaluate import make_evaluate
 from lepton_jax.train.logging import read_metrics
 from lepton_jax.train.loop import check_attention, check_mesh, fit
 from lepton_jax.train.ramp import part_rows
+from lepton_jax.train.step import make_program
 from lepton_jax.train.stopping import Stopped, watch_sigterm
 
 LENGTH, BATCH = 12, 8
@@ -48,6 +50,11 @@ def examples(corpus):
     """Returns (texts, labels 0 and 1)."""
     lines = [json.loads(line) for line in (corpus / "labelled.jsonl").read_text().splitlines()]
     return [line["text"] for line in lines], np.array([line["label"] == "good" for line in lines], np.int32)
+
+
+# Runs that are set up alike share what is compiled, as those of several seeds do.
+program = functools.cache(make_program)
+evaluator = functools.cache(make_evaluate)
 
 
 class Run:
@@ -85,11 +92,12 @@ class Run:
         return evaluation_batches(Rows(self.held_out, self.held_out_labels), BATCH, **self.common)
 
     def fit(self, **arguments):
-        batches, means = self.training(), make_evaluate(self.task, self.model, self.mesh)
+        batches, means = self.training(), evaluator(self.task, self.model, self.mesh)
         try:
             return fit(
                 self.config, self.folder, mesh=self.mesh, task=self.task, model=self.model, batches=batches,
-                evaluate=lambda params: means(params, self.validation()), **arguments,
+                evaluate=lambda params: means(params, self.validation()),
+                program=program(self.config, self.mesh, self.task, self.model), **arguments,
             )  # fmt: skip
         finally:
             batches.close()

@@ -1,11 +1,11 @@
 """The train step: the same on every mesh and in every number of parts; frozen parameters; what jit promises."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from lepton_jax.config import OptimConfig, TrainConfig
@@ -139,11 +139,12 @@ def test_parts_of_masked_lm_have_keys_of_their_own_and_count_by_their_targets(tr
     losses = [float(loss) for (loss, _), _ in parts]
     assert weights[0] != weights[1] and min(weights) > 0 and abs(losses[0] - losses[1]) > 1e-2
     share = np.array(weights) / sum(weights)
-    grads = jax.tree.map(lambda a, b: a * share[0] + b * share[1], parts[0][1], parts[1][1])
+    grads = jax.tree.map(lambda a, b: a * share[0] + b * share[1], *(jax.device_get(grads) for _, grads in parts))
+    norm = np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(grads)))
     _, (metrics,) = setup.run([batch])
     assert metrics["weight"] == sum(weights)
     np.testing.assert_allclose(metrics["loss"], share @ losses, rtol=1e-6)
-    np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(grads), rtol=1e-5)
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4, 8])
@@ -217,6 +218,7 @@ def test_many_steps_are_traced_once_move_nothing_implicitly_and_donate(training,
 
     pure = setup.pure_step()
 
+    @functools.wraps(pure)  # under its own name it is compiled already
     def counted(state, batch, numbers):
         traces.append(1)
         return pure(state, batch, numbers)
