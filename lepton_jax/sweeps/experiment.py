@@ -138,8 +138,7 @@ def load(path: str | Path) -> Experiment:
     Raises:
       UserError: there is no such file, it fails, or it lacks something; the message names it.
     """
-    path = Path(path).absolute()
-    path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    path = _near(Path(path).absolute())
     module = _module(path)
     title, _, description = (module.__doc__ or "").strip().partition("\n")
     if not title:
@@ -153,7 +152,8 @@ def load(path: str | Path) -> Experiment:
     if not metrics or not all(isinstance(name, str) for name in metrics):
         raise UserError(f"{path}: METRICS={metrics!r}: must be names of summary.json, one at least")
     recipe, _, argument = str(module.PARENT).partition(":")
-    where = next((each for each in (path.parent.parent / recipe, Path(recipe)) if each.is_file()), None)
+    beside = path.absolute().parent.parent / recipe
+    where = next((_near(each) for each in (beside, Path(recipe).absolute()) if each.is_file()), None)
     if where is None:
         raise UserError(f"{path}: PARENT={module.PARENT!r}: no such file beside {path.parent} nor here")
     base = _module(where).get_config(*filter(None, [argument]))
@@ -191,6 +191,11 @@ def write_plan(workdir: Path, experiment: Experiment, members: Iterable[Member])
         "variants": variants,
     }
     write_json(workdir / "plan.json", plan)
+
+
+def _near(path: Path) -> Path:
+    """Returns an absolute path as it is called from here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _module(path: Path) -> Any:

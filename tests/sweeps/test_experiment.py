@@ -103,6 +103,21 @@ def test_a_mistake_is_one_line_that_names_the_file(experiment, body, message):
     assert "trial.py" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_the_parent_is_looked_for_beside_the_experiments_folder(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "mine").mkdir()
+    recipe = EXPERIMENTS.parent / "configs" / "pretrain.py"
+    (tmp_path / "configs" / "own.py").write_text(recipe.read_text())
+    text = '"""Why?"""\nfrom lepton_jax.sweeps import *\nPARENT = "configs/own.py:nano"\nMETRICS = "pretrain.loss"\n'
+    (tmp_path / "mine" / "trial.py").write_text(text + variants("seeds(1)"))
+    monkeypatch.chdir(tmp_path / "mine")
+    found = sweeps.load("trial.py")
+    assert found.recipe.resolve() == tmp_path / "configs" / "own.py" and found.path == Path("trial.py")
+    assert found.argument == "nano" and found.metrics == ("pretrain.loss",)
+    monkeypatch.chdir(tmp_path)
+    assert sweeps.load("mine/trial.py").recipe == Path("configs/own.py")
+
+
 def test_a_file_that_is_none_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         sweeps.load(tmp_path / "none.py")
