@@ -138,10 +138,15 @@ def parents(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
 
 
-def sign(app: Any, what: str, name: str, obj: Any, *rest: Any) -> tuple[str, str] | None:
-    """Leaves out the arguments of a class that are its fields, and those of a protocol, which nobody calls."""
-    del app, name, rest
-    return ("", "") if what == "class" and (has_fields(obj) or getattr(obj, "_is_protocol", False)) else None
+def sign(app: Any, what: str, name: str, obj: Any, options: Any, *signature: str | None) -> tuple[str | None, ...]:
+    """Leaves out the arguments of a class that are its fields, and those of a protocol, which nobody calls.
+
+    `signature` is that of the arguments and what is returned; JAX before 0.12 names the module of its arrays in it.
+    """
+    del app, name, options
+    if what == "class" and (has_fields(obj) or getattr(obj, "_is_protocol", False)):
+        return "", ""
+    return tuple(text and text.replace("jaxlib._jax.", "") for text in signature)
 
 
 def has_fields(obj: Any) -> bool:
