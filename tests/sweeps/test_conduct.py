@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -13,20 +14,22 @@ from pathlib import Path
 
 import pytest
 
-from lepton_jax import sweeps
+from lepton_jax import plan, sweeps
 from lepton_jax.config import AblateConfig, SlurmConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.sweeps import cost
-from lepton_jax.sweeps.conduct import exclusive
-from lepton_jax.sweeps.crew import Worker, wait
+from lepton_jax.sweeps.conduct import crew_of, exclusive
+from lepton_jax.sweeps.crew import Worker, _serve, wait
 from lepton_jax.sweeps.progress import done_steps
 
 pytestmark = pytest.mark.once
 
+ABLATE = Path(__file__).parents[2] / "configs" / "ablate.py"
+
 BODY = """
 def variants():
     lost = case("no data", {"data.train": "jsonl:none.jsonl"})
-    return chain(product(case("slow"), seeds(2)), product(lost, seeds(1)))
+    return chain(product(lost, seeds(1)), product(case("slow"), seeds(2)))
 """
 SMALL = {"model__num_layers": 1, "train__steps": 2, "compress__method": "none", "infer__texts": ()}
 
@@ -41,23 +44,28 @@ def test_a_sweep_runs_what_is_missing_and_reports_what_fails(experiment, tmp_pat
     hashes = [member.hash for member in sweeps.load(file).members()]
     first = sweeps.ablate(AblateConfig(experiment=str(file), only="slow, seed 0"), workdir)
     assert first == {"runs": 3, "done": 1, "waiting": 2, "report": str(workdir / "report.html")}
-    before = times(workdir)
-    assert set(before) == {hashes[0]}
+    assert set(times(workdir)) == {hashes[1]}
+    log = workdir / "logs" / f"{hashes[1]}.txt"
+    before = log.read_text()
 
     summary = sweeps.ablate(config, workdir)
-    assert summary == {"runs": 3, "done": 2, "failed": 1, "report": str(workdir / "report.html")}
-    after = times(workdir)
-    assert set(after) == set(hashes[:2]) and after[hashes[0]] == before[hashes[0]]
+    assert summary == {"runs": 3, "failed": 1, "done": 2, "report": str(workdir / "report.html")}
+    assert (
+        set(times(workdir)) == set(hashes[1:]) and log.read_text() == before
+    )  # the one that was complete is not begun
     told = capsys.readouterr().out
     assert "slow, seed 1 done" in told and "no data, seed 0 failed: " in told
     failures = json.loads((workdir / "failures.json").read_text())
-    assert set(failures) == {hashes[2]} and "none.jsonl" in failures[hashes[2]]
+    assert set(failures) == {hashes[0]} and "none.jsonl" in failures[hashes[0]]
     page = (workdir / "report.html").read_text()
     assert "Does it matter?" in page and "none.jsonl" in page and hashes[1] in page
 
     cost.show("costs", *_entries(file, workdir))
     shown = capsys.readouterr().out
     assert "1 of 3 runs to do" in shown and "by 2 runs that are complete" in shown
+    (_, first, *_), _ = _entries(file, workdir)
+    found = plan.dry_run(first.member.config, [plan.make_mesh(first.member.config, "config")])
+    assert cost.flops(first.member) == found["finetune.flops_per_token"] * 16 * 16 * 2  # tokens, rows, steps
 
 
 def _entries(file: Path, workdir: Path):
@@ -69,36 +77,62 @@ def _entries(file: Path, workdir: Path):
     return entries, [entry for entry in entries if entry.state != "done"]
 
 
-def test_a_run_that_is_stopped_or_killed_goes_on_in_another_process(experiment, tmp_path):
-    changes = SMALL | {"train__steps": 3000, "checkpoint__every": 50, "evaluate__every": 3000, "train__log_every": 50}
-    member = sweeps.load(experiment("def variants():\n    return seeds(1)", **changes)).members()[0]
+LONG = SMALL | {"train__steps": 3000, "checkpoint__every": 50, "evaluate__every": 3000, "train__log_every": 50}
+
+
+def wait_for(path: Path, log: Path) -> None:
+    """Returns when a path is there."""
+    for _ in range(1200):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(log.read_text() if log.exists() else "the run has not begun")
+
+
+def test_a_command_that_is_stopped_has_its_runs_save(experiment, tmp_path):
+    file, workdir = experiment("def variants():\n    return seeds(2)", **LONG), tmp_path / "sweep"
+    members = sweeps.load(file).members()
+    folder, log = workdir / members[0].hash, workdir / "logs" / f"{members[0].hash}.txt"
+    command = [f"--config={ABLATE}:{file}", f"--workdir={workdir}"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "lepton_jax.main", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        wait_for(folder / "checkpoints" / "50", log)
+        process.terminate()
+        told = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, told
+    assert "steps are done and saved" in log.read_text()
+    assert f"{members[0].hash} parent, seed 0 stopped" in told and f"{members[1].hash} parent, seed 1 stopped" in told
+    assert not (folder / "summary.json").exists() and not (workdir / members[1].hash).exists()
+
+
+def test_a_run_whose_process_is_killed_has_failed_and_says_how(experiment, tmp_path):
+    member = sweeps.load(experiment("def variants():\n    return seeds(1)", **LONG)).members()[0]
     folder, log = tmp_path / "run", tmp_path / "log.txt"
     worker = Worker()
-
-    def begin() -> None:
-        worker.start("job", member.config, folder, log)
-        for _ in range(600):
-            if (folder / "checkpoints" / "50").exists():
-                return
-            time.sleep(0.1)
-        raise AssertionError(log.read_text())
-
-    def ended():
-        assert wait([worker], 60) == [worker]
-        return worker.outcome()
-
-    begin()
-    worker.stop()
-    assert ended().state == "stopped" and worker.job is None
-    saved = max(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdecimal())
-    assert saved >= 50
     worker.start("job", member.config, folder, log)
-    time.sleep(2)
+    wait_for(folder / "checkpoints" / "50", log)
     os.kill(worker._process.pid, signal.SIGKILL)
-    killed = ended()
+    assert wait([worker], 60) == [worker]
+    killed = worker.outcome()
     assert killed.state == "failed" and "signal 9" in killed.reason and "memory" in killed.reason
+    assert worker.job is None
     worker.close()
-    assert "steps are done and saved" in log.read_text()
+
+
+def test_a_worker_of_a_gpu_sees_no_other(monkeypatch):
+    workers = crew_of(AblateConfig(gpus=("0", "3"), workers=5))
+    assert [worker._gpu for worker in workers] == ["0", "3"] and len(crew_of(AblateConfig(workers=5))) == 5
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    ours, theirs = multiprocessing.Pipe()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        for gpu, seen in (("", "7"), ("3", "3")):
+            ours.send(None)
+            _serve(theirs, gpu)
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_two_commands_do_not_share_a_folder(experiment, tmp_path):
@@ -148,10 +182,8 @@ def test_jobs_of_submitit_are_the_same_runs(experiment, tmp_path):
 
 
 def test_the_command_ends_with_code_1_where_a_run_failed_and_2_for_a_mistake(experiment, tmp_path):
-    recipe = Path(__file__).parents[2] / "configs" / "ablate.py"
-
     def run(file: Path, *more: str) -> subprocess.CompletedProcess[str]:
-        command = [f"--config={recipe}:{file}", f"--workdir={tmp_path / 'sweep'}", *more]
+        command = [f"--config={ABLATE}:{file}", f"--workdir={tmp_path / 'sweep'}", *more]
         return subprocess.run(
             [sys.executable, "-m", "lepton_jax.main", *command], capture_output=True, text=True, check=False
         )
