@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,9 +18,10 @@ import pytest
 from lepton_jax import plan, sweeps
 from lepton_jax.config import AblateConfig, SlurmConfig
 from lepton_jax.core.errors import UserError
+from lepton_jax.data.cache import locked
 from lepton_jax.sweeps import cost
 from lepton_jax.sweeps.conduct import crew_of, exclusive
-from lepton_jax.sweeps.crew import Worker, _serve, wait
+from lepton_jax.sweeps.crew import Outcome, Worker, _serve, run_alone, wait
 from lepton_jax.sweeps.progress import done_steps
 
 pytestmark = pytest.mark.once
@@ -45,8 +47,7 @@ def test_a_sweep_runs_what_is_missing_and_reports_what_fails(experiment, tmp_pat
     first = sweeps.ablate(AblateConfig(experiment=str(file), only="slow, seed 0"), workdir)
     assert first == {"runs": 3, "done": 1, "waiting": 2, "report": str(workdir / "report.html")}
     assert set(times(workdir)) == {hashes[1]}
-    log = workdir / "logs" / f"{hashes[1]}.txt"
-    before = log.read_text()
+    assert f"{hashes[1]} slow, seed 0 running" in capsys.readouterr().out
 
     summary = sweeps.ablate(config, workdir)
     assert summary == {"runs": 3, "failed": 1, "done": 2, "report": str(workdir / "report.html")}
@@ -118,6 +119,20 @@ def test_a_run_whose_process_is_killed_has_failed_and_says_how(experiment, tmp_p
     assert killed.state == "failed" and "signal 9" in killed.reason and "memory" in killed.reason
     assert worker.job is None
     worker.close()
+
+
+def test_two_processes_do_not_train_in_one_folder(experiment, tmp_path, monkeypatch):
+    """Such as two jobs of a cluster, of which the one was thought to be lost."""
+    member = sweeps.load(experiment("def variants():\n    return seeds(1)")).members()[0]
+    begun, outcomes = threading.Event(), []
+    monkeypatch.setattr("lepton_jax.stages.run", lambda config, folder: begun.set())
+    other = threading.Thread(target=lambda: outcomes.append(run_alone(member.config, tmp_path / "run")))
+    with locked(tmp_path / "run"):
+        other.start()
+        other.join(1)
+        assert other.is_alive() and not begun.is_set()
+    other.join(60)
+    assert begun.is_set() and outcomes == [Outcome("done")]
 
 
 def test_a_worker_of_a_gpu_sees_no_other(monkeypatch):
