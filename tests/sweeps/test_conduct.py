@@ -20,7 +20,7 @@ from lepton_jax.config import AblateConfig, SlurmConfig
 from lepton_jax.core.errors import UserError
 from lepton_jax.data.cache import locked
 from lepton_jax.sweeps import cost
-from lepton_jax.sweeps.conduct import crew_of, exclusive
+from lepton_jax.sweeps.conduct import begin, crew_of, exclusive
 from lepton_jax.sweeps.crew import Outcome, Worker, _serve, run_alone, wait
 from lepton_jax.sweeps.progress import done_steps
 
@@ -40,20 +40,25 @@ def times(folder: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/summary.json")}
 
 
-def test_a_sweep_runs_what_is_missing_and_reports_what_fails(experiment, tmp_path, capsys):
+def test_a_sweep_runs_what_is_missing_and_reports_what_fails(experiment, tmp_path, capsys, monkeypatch):
+    begun = []
+
+    def note(worker, entry, workdir):
+        begun.append(entry.member.hash)
+        begin(worker, entry, workdir)
+
+    monkeypatch.setattr("lepton_jax.sweeps.conduct.begin", note)
     file, workdir = experiment(BODY, **SMALL), tmp_path / "sweep"
     config = AblateConfig(experiment=str(file))
     hashes = [member.hash for member in sweeps.load(file).members()]
     first = sweeps.ablate(AblateConfig(experiment=str(file), only="slow, seed 0"), workdir)
     assert first == {"runs": 3, "done": 1, "waiting": 2, "report": str(workdir / "report.html")}
-    assert set(times(workdir)) == {hashes[1]}
-    assert f"{hashes[1]} slow, seed 0 running" in capsys.readouterr().out
+    assert set(times(workdir)) == {hashes[1]} and begun == [hashes[1]]
 
     summary = sweeps.ablate(config, workdir)
     assert summary == {"runs": 3, "failed": 1, "done": 2, "report": str(workdir / "report.html")}
-    assert set(times(workdir)) == set(hashes[1:])
+    assert set(times(workdir)) == set(hashes[1:]) and begun[1:] == [hashes[0], hashes[2]]
     told = capsys.readouterr().out
-    assert "slow, seed 0 done" in told and "slow, seed 0 running" not in told
     assert "slow, seed 1 done" in told and "no data, seed 0 failed: " in told
     failures = json.loads((workdir / "failures.json").read_text())
     assert set(failures) == {hashes[0]} and "none.jsonl" in failures[hashes[0]]
