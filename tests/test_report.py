@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import base64
-import html.parser
 import io
 import json
 import re
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import rich.console
+from pages import Page
 
 from lepton_jax import config, workdir
 from lepton_jax.core.errors import UserError
@@ -29,34 +29,6 @@ SUMMARY = {
     "wall_seconds": 287.12,
     "finetune.f1": None,
 }
-
-
-class Page(html.parser.HTMLParser):
-    """Collects the text, the cells of each table row and the links of a page, and checks that its tags match."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.words, self.rows, self.links, self.open = [], [], [], []
-        self.feed(source)
-        assert not self.open
-        self.text = " ".join(self.words)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.links += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-        if "tr" in self.open and self.open[-1] in ("td", "th", "code"):
-            self.rows[-1][-1] += data
 
 
 def make_run(folder: Path, predictions: list[dict[str, Any]] = (), **fields: Any) -> Path:  # type: ignore[assignment]
@@ -83,20 +55,24 @@ def page(tmp_path: Path, runs: dict[str, Path], summary: dict[str, Any] | None =
 
 def test_a_page_needs_nothing_but_itself(tmp_path: Path) -> None:
     found = page(tmp_path, {"pretrain": make_run(tmp_path / "a"), "finetune": make_run(tmp_path / "b")})
-    assert len(found.links) == 4 and all(link.startswith("data:image/svg+xml;base64,") for link in found.links)
+    assert (
+        not found.links
+        and len(found.images) == 4
+        and all(link.startswith("data:image/svg+xml;base64,") for link in found.images)
+    )
     source = (tmp_path / "report.html").read_text()
     assert not re.search(r"(?i)<script|<link|@import|url\(", source)
-    drawn = base64.b64decode(found.links[0].partition(",")[2]).decode()
+    drawn = base64.b64decode(found.images[0].partition(",")[2]).decode()
     assert drawn.lstrip().startswith("<?xml") and "</svg>" in drawn
 
 
 def test_the_loss_curves_show_what_was_logged(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
-    loss, rate = page(tmp_path, {"a": run}).links
-    assert page(tmp_path, {"a": run}).links == [loss, rate]
+    loss, rate = page(tmp_path, {"a": run}).images
+    assert page(tmp_path, {"a": run}).images == [loss, rate]
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "validation/loss": 0.1}\n')
-    other_loss, same_rate = page(tmp_path, {"a": run}).links
+    other_loss, same_rate = page(tmp_path, {"a": run}).images
     assert other_loss != loss and same_rate == rate
 
 
@@ -152,7 +128,7 @@ def test_numbers_get_a_scatter_plot_and_their_largest_errors(tmp_path: Path) -> 
     for prediction in predictions:
         del prediction["score"]
     found = page(tmp_path, {"finetune": make_run(tmp_path / "a", predictions)})
-    assert len(found.links) == 3 and "recall" not in found.text
+    assert not found.links and len(found.images) == 3 and "recall" not in found.text
     texts = [row[0] for row in found.rows if row[0].startswith("text ")]
     assert texts[:8] == [f"text {n}" for n in range(8)] and set(texts[8:10]) == {"text 10", "text 11"}
 
@@ -258,7 +234,7 @@ def test_calibration_slices_and_seeds_are_shown(tmp_path: Path) -> None:
         "finetune.calibration": {"error": 0.02, "bins": bins}, "finetune.slices": slices,
     }  # fmt: skip
     found = page(tmp_path, {"a": make_run(tmp_path / "a")}, summary)
-    assert ["accuracy", "80.0% \xb1 1.0% (78.0% to 82.0%)"] in found.rows and len(found.links) == 4
+    assert ["accuracy", "80.0% \xb1 1.0% (78.0% to 82.0%)"] in found.rows and len(found.images + found.links) == 4
     assert ["label", "a", "2", "25.0%", "20.0%"] in found.rows
     assert ["length", "1-9 characters", "4", "50.0%", ""] in found.rows
     assert not [row for row in found.rows if "interval" in row[0]]
