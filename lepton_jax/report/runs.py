@@ -33,13 +33,13 @@ def curves(metrics: list[dict[str, Any]]) -> str:
 
     if not metrics:
         return "<p class='note'>No metrics were logged.</p>\n"
-    loss, loss_axes = canvas.figure(6.0, "step", "loss")
+    loss, loss_axes = canvas.steps(6.0, "loss")
     loss_axes.plot(*series("loss"), color="#8c959f", linewidth=1.2, label="train")
     loss_axes.plot(
         *series("validation/loss"), color="#0b3d91", linewidth=1.6, marker="o", markersize=4, label="validation"
     )
     loss_axes.legend(frameon=False)
-    rate, rate_axes = canvas.figure(4.0, "step", "learning rate")
+    rate, rate_axes = canvas.steps(4.0, "learning rate")
     rate_axes.plot(*series("learning_rate"), color="#1f2328", linewidth=1.4)
     last = {
         name: value

@@ -17,6 +17,9 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (8, 2, 3, 2)))
 # What makes the same figure the same bytes, and embeds fonts as journals want them.
 _SETTINGS: Any = {"svg.hashsalt": "lepton_jax", "pdf.fonttype": 42}
+# Fonts that have Chinese letters on Linux, macOS and Windows, for names that need them; matplotlib's own has none.
+_FAMILIES = ("DejaVu Sans", "Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
+             "PingFang SC", "Microsoft YaHei", "SimHei")  # fmt: skip
 _NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
 
 
@@ -49,10 +52,22 @@ def figure(width: float, x: str, y: str, height: float = 3.0) -> tuple[Any, Any]
     return figure, axes
 
 
+def steps(width: float, y: str, height: float = 3.0) -> tuple[Any, Any]:
+    """Returns `figure` over the steps of training, which are whole numbers."""
+    plot, axes = figure(width, "step", y, height)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return plot, axes
+
+
 def encoded(figure: Any, form: str) -> bytes:
     """Returns a figure as a file of a form of FORMS, the same bytes for the same figure."""
     import matplotlib
+    from matplotlib.font_manager import fontManager
+    from matplotlib.text import Text
 
+    there = {font.name for font in fontManager.ttflist}
+    for text in figure.findobj(Text):
+        text.set_fontfamily([family for family in _FAMILIES if family in there])
     buffer = io.BytesIO()
     with matplotlib.rc_context(_SETTINGS):
         figure.savefig(buffer, format=form, metadata=_NO_DATE[form], dpi=200)

@@ -55,7 +55,7 @@ class Verdict:
     """Which group is the best by a metric, and whether a test says so against every other."""
 
     metric: str
-    best: str  # a group's name; empty where no group has the metric
+    best: str  # a group's name; empty where no group has the metric, or all have the same value
     test: str  # which one was used; empty: none, and why not is in `reason`
     p_values: Mapping[str, float]  # of each other group against the best, after Holm's correction
     examples: int  # over which the bootstrap drew; 0 without it
@@ -108,6 +108,8 @@ def judge(groups: Sequence[Group], metric: str) -> Verdict:
     having = [(each, mean) for each, mean in means.values() if math.isfinite(mean)]
     if not having:
         return Verdict(metric, "", "", {}, 0, 0, "it is defined in no run that is complete")
+    if len(having) > 1 and _constant([mean for _, mean in having]):
+        return Verdict(metric, "", "", {}, 0, 0, "all have the same")
     best, _ = (min if lower_is_better(metric) else max)(having, key=lambda pair: pair[1])
     others = [each for each, _ in having if each is not best]
     if not others:

@@ -40,7 +40,7 @@ def draw(figure: figures.Figure, runs: Sequence[Run]) -> Any:
 
 
 def _curves(figure: figures.Curves, groups: Sequence[Group]) -> Any:
-    plot, axes = canvas.figure(_WIDTH, "step", label(figure.metric), _HEIGHT)
+    plot, axes = canvas.steps(_WIDTH, label(figure.metric), _HEIGHT)
     number = 0
     for each in groups:
         history = [_history(run, figure) for run in each.complete.values()]

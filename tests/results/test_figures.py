@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,27 @@ def test_figures_are_files_of_three_forms_the_same_each_time(drawn, tmp_path):
     assert [path.suffix[1:] for path in first] == list(starts)
     for path, other in zip(first, again, strict=True):
         assert path.read_bytes() == other.read_bytes() and path.read_bytes().startswith(starts[path.suffix[1:]])
+
+
+def test_steps_are_whole_numbers():
+    plot, axes = canvas.steps(4.0, "loss")
+    axes.plot([0, 1, 2], [3.0, 2.0, 1.0])
+    canvas.encoded(plot, "svg")
+    shown = axes.get_xticks()
+    assert len(shown) > 1 and all(tick == round(tick) for tick in shown)
+
+
+def test_names_may_need_a_second_font(monkeypatch):
+    monkeypatch.setattr(canvas, "_FAMILIES", ("DejaVu Sans", "not installed", "STIXGeneral"))
+    plot, axes = canvas.figure(4.0, "x", "y")
+    missing = "\u24d0"  # which STIX has alone
+    axes.set_title(missing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # "Glyph ... missing from font(s)"
+        canvas.encoded(plot, "png")
+    monkeypatch.setattr(canvas, "_FAMILIES", ("DejaVu Sans",))
+    with pytest.warns(UserWarning, match="missing from font"):
+        canvas.encoded(plot, "png")
 
 
 def test_drawing_leaves_no_global_state(drawn):

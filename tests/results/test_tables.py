@@ -18,7 +18,7 @@ def groups(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     quality = {"a_b & 50% of $x$ {#1} ~^\\": 0.7, "other|name": 0.9}
     make_sweep(folder, {name: {} for name in quality}, lambda name, seed: tuned(
-        quality[name], 10 * seed + len(name), wall_seconds=60.0 + seed,
+        quality[name], 10 * seed + len(name), wall_seconds=60.0 + seed + (seed == 2 and name != "other|name") * 0.25,
         **{"finetune.loss": 1.25 - quality[name] + 0.0625 * seed}))  # fmt: skip
     return group(results.find(folder))
 
@@ -36,14 +36,14 @@ def test_markdown(groups):
                                            tables.statistic(groups[0], METRICS[0]).std))  # fmt: skip
     assert first.startswith(f"| a_b & 50% of $x$ {{#1}} ~^\\ | {mean:.1f} ± {std:.1f} | 0.6125 ± 0.0625 |")
     assert second.startswith("| other\\|name | **") and second.endswith("| 61.0 s ± 1.0 s | 3 |")
-    assert "**" not in first, "it is the first by wall time, but not surely"
+    assert "**" not in second.split("|")[-3], "it is the first by wall time, but not surely"
     assert note.startswith("Mean ± standard deviation over 3 seeds, 6 runs. Bold:")
     assert rest[1].startswith(
         "- accuracy: other|name is better than a_b & 50% of $x$ {#1} ~^\\, p at most 0.002 by the paired bootstrap"
     )
     assert "400 examples, 3 seeds" in rest[1] and "t-test over seeds (3 seeds)" in rest[2]
     assert rest[3].startswith(
-        "- wall seconds: a_b & 50% of $x$ {#1} ~^\\ is ahead, but not surely of other|name, p of 1 by"
+        "- wall seconds: other|name is ahead, but not surely of a_b & 50% of $x$ {#1} ~^\\, p of 0.42 by"
     )
 
 
