@@ -3,9 +3,9 @@
 Parent: `configs/pretrain.py:nano` on the English text of the quickstart. Both optimisers at three learning rates
 each, for one rate is no fair comparison; all else is alike. Muon's updates are scaled to the size of AdamW's
 (arXiv:2502.16982), so that the same rates are sensible for both.
-Cost: 18 runs of about two minutes on two CPU cores; a step of Muon takes longer.
+Cost: 18 runs of about a minute on two CPU cores; a step of Muon takes longer.
 
-How to read it: held-out masked-LM loss after 1,000 steps of 32 x 64 tokens, in nats; compare the best rate of each.
+How to read it: held-out masked-LM loss after 1,000 steps of 16 x 64 tokens, in nats; compare the best rate of each.
 The literature has Muon ahead for decoders; of masked LM little is published.
 """
 
@@ -25,7 +25,7 @@ TEXT = "tfds:movie_sentiment:train,tfds:opinion_snippets:train,tfds:news_article
 ALIKE = {
     "data.train": TEXT, "data.validation": "tfds:movie_sentiment:validation", "data.max_length": 64,
     "data.tokenizer_size": 8000, "model.max_positions": 64, "model.unroll": 0, "train.steps": 1000,
-    "train.batch_size": 32, "optim.warmup_steps": 100, "optim.momentum": 0.95, "evaluate.every": 200,
+    "train.batch_size": 16, "optim.warmup_steps": 100, "optim.momentum": 0.95, "evaluate.every": 200,
     "checkpoint.every": 1000,
 }  # fmt: skip
 
