@@ -20,7 +20,7 @@ METRICS = ("finetune.accuracy", "finetune.baseline_accuracy")
 FIGURES = (Lines("data.max_examples", "finetune.accuracy", by="model.init", log_x=True),)
 ALIKE = {"data.out_of_domain": "", "compress.method": "none", "train.seeds": 1}
 
-STEPS = {32: 60, 128: 60, 512: 120, 2000: 180, 8423: 300}  # of 32 texts
+STEPS = {32: 42, 128: 48, 512: 90, 2000: 150, 8423: 300}  # of 32 texts
 MINILM = {"vocab_size": 30_522, "hidden_size": 384, "num_layers": 6, "num_heads": 12, "intermediate_size": 1536,
           "max_positions": 512, "type_vocab_size": 2, "norm_position": "post", "positions": "learned",
           "norm_epsilon": 1e-12}  # fmt: skip

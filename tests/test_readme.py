@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made import make_sweep, tuned
+
+from lepton_jax.core.errors import UserError
 
 pytestmark = pytest.mark.once
 
@@ -146,6 +149,27 @@ def test_every_notebook_and_page_is_listed():
         assert f"`notebooks/{path.name}`" in using
     for page in GUIDE:
         assert f"(docs/guide/{page.name})" in section(readme, "Guide")
+
+
+def test_what_the_guide_says_of_ablations_is_what_their_runs_say(tmp_path):
+    publish = load(ROOT / "experiments" / "ablations.py").publish
+    page, kept = tmp_path / "docs" / "guide" / "page.md", "# A page\n\n## A question?\n\n"
+    page.parent.mkdir(parents=True)
+    page.write_text(f"{kept}<!-- one -->\n\n| typed |\n\n<!-- / -->\n\nIn words.\n\n<!-- two -->\n<!-- / -->\n")
+    with pytest.raises(UserError, match="has no folder of an experiment that"):
+        publish(tmp_path / "runs", page)
+    qualities = {"low": 0.6, "high": 0.9}
+    make_sweep(tmp_path / "runs" / "one", {name: {} for name in qualities}, lambda name, seed: tuned(
+        qualities[name], 10 * seed))  # fmt: skip
+    assert publish(tmp_path / "runs", page) == ["one"]
+    text = page.read_text()
+    assert text.startswith(f"{kept}<!-- one -->\n\n|  | accuracy, % ↑") and "typed" not in text
+    assert "| high | **" in text and "(../images/one/bars_finetune.accuracy.svg)" in text
+    assert "Ran with: 7 min in all, 60 s to 80 s a run; 1 x cpu (cpu); Python 3.12, JAX 0.12; revision abc." in text
+    assert text.endswith("\n\n<!-- / -->\n\nIn words.\n\n<!-- two -->\n<!-- / -->\n")
+    assert (tmp_path / "docs" / "images" / "one" / "bars_finetune.accuracy.svg").is_file()
+    publish(tmp_path / "runs", page)
+    assert page.read_text() == text
 
 
 def test_both_languages_have_the_same_commands_headings_and_figures():

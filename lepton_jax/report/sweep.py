@@ -1,7 +1,7 @@
 """Runs together as a page: what was asked, what came out and how sure it is, and where each number is from.
 
     FOLDER/report.html    one self-contained page
-    FOLDER/report.md      the table and the figures, for a README
+    FOLDER/report.md      the table, the figures and what the runs ran with, for a README
     FOLDER/tables/        METRIC.md and METRIC.tex, one of each metric
     FOLDER/figures/       NAME.pdf, NAME.svg and NAME.png
 
@@ -24,6 +24,8 @@ from lepton_jax.results.differences import differing
 from lepton_jax.results.groups import Group, Verdict, group, judge
 from lepton_jax.results.runs import Run, find, read_plan
 from lepton_jax.workdir import replace_file
+
+_NAMED = {"python": "Python", "jax": "JAX"}  # versions that report.md has; report.html has all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,8 @@ def write_runs(folder: Path, runs: Sequence[Run], question: Question, strict: bo
         for figure, (name, _) in zip(question.figures, drawn, strict=True) if name
     ]  # fmt: skip
     said = [f"{message}.\n" for message in refusals.values()]
-    parts = [f"# {question.title or 'Report'}\n", tables.markdown(groups, question.metrics, verdicts), *said, *links]
+    parts = [f"# {question.title or 'Report'}\n", tables.markdown(groups, question.metrics, verdicts), *said, *links,
+             *(f"{line}\n" for line in _ran_with(runs))]  # fmt: skip
     replace_file(folder / "report.md", "\n".join(parts))
     page = folder / "report.html"
     replace_file(page, document(question.title or "lepton_jax report", "".join(body)))
@@ -250,8 +253,6 @@ def _failures(runs: Sequence[Run]) -> str:
 def _setting(runs: Sequence[Run]) -> str:
     """Returns what the runs ran with: each value once, with the number of runs that have it."""
     begun = [run for run in runs if run.record]
-    seconds = [run.summary.get("wall_seconds") for run in runs if run.state == "complete"]
-    known = [value for value in seconds if isinstance(value, (int, float))]
 
     def counted(values: Sequence[str]) -> str:
         found = dict.fromkeys(values)
@@ -263,13 +264,32 @@ def _setting(runs: Sequence[Run]) -> str:
         ", ".join(f"{name} {version}" for name, version in (run.record.get("versions") or {}).items()) for run in begun
     ]
     rows = [
-        ("wall time", escape(f"{_time(sum(known))} in all, {_time(min(known))} to {_time(max(known))} a run")
-         if known else "unknown"),
+        ("wall time", escape(_wall_time(runs) or "unknown")),
         ("devices", counted([run.devices for run in begun])),
         ("versions", counted(versions)),
         ("git revision", counted([run.record.get("git_revision") or "unknown" for run in begun])),
     ]  # fmt: skip
     return f"<h2>Ran with</h2>\n{table(rows, css='setup')}" if begun else ""
+
+
+def _ran_with(runs: Sequence[Run]) -> list[str]:
+    """Returns the same as a line; nothing where no run has begun."""
+    begun = [run for run in runs if run.record]
+    versions = [run.record.get("versions") or {} for run in begun]
+    parts = [
+        [_wall_time(runs)],
+        [run.devices for run in begun],
+        [f"{label} {each[name]}" for each in versions for name, label in _NAMED.items() if name in each],
+        [f"revision {run.record['git_revision'][:10]}" for run in begun if run.record.get("git_revision")],
+    ]
+    said = [", ".join(filter(None, dict.fromkeys(part))) for part in parts]
+    return [f"Ran with: {'; '.join(filter(None, said))}."] if begun else []
+
+
+def _wall_time(runs: Sequence[Run]) -> str:
+    seconds = [run.summary.get("wall_seconds") for run in runs if run.state == "complete"]
+    known = [value for value in seconds if isinstance(value, (int, float))]
+    return f"{_time(sum(known))} in all, {_time(min(known))} to {_time(max(known))} a run" if known else ""
 
 
 def _time(seconds: float) -> str:
