@@ -13,7 +13,7 @@ import re
 import shutil
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from lepton_jax.core.errors import UserError
 from lepton_jax.report import write_sweep
@@ -56,6 +56,7 @@ def publish(runs: Path, page: Path) -> list[str]:
 
 def main(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.WARNING)
     try:
         print(*publish(Path(RUNS.value), Path(PAGE.value)), sep="\n")
     except UserError as error:

@@ -280,16 +280,20 @@ def _ran_with(runs: Sequence[Run]) -> list[str]:
         [_wall_time(runs)],
         [run.devices for run in begun],
         [f"{label} {each[name]}" for each in versions for name, label in _NAMED.items() if name in each],
-        [f"revision {run.record['git_revision'][:10]}" for run in begun if run.record.get("git_revision")],
+        [run.record["git_revision"][:10] for run in begun if run.record.get("git_revision")],
     ]
     said = [", ".join(filter(None, dict.fromkeys(part))) for part in parts]
+    said[-1] = said[-1] and f"revision {said[-1]}"
     return [f"Ran with: {'; '.join(filter(None, said))}."] if begun else []
 
 
 def _wall_time(runs: Sequence[Run]) -> str:
     seconds = [run.summary.get("wall_seconds") for run in runs if run.state == "complete"]
     known = [value for value in seconds if isinstance(value, (int, float))]
-    return f"{_time(sum(known))} in all, {_time(min(known))} to {_time(max(known))} a run" if known else ""
+    if not known:
+        return ""
+    spans = dict.fromkeys(map(_time, (min(known), max(known))))
+    return f"{_time(sum(known))} in all, {' to '.join(spans)} a run"
 
 
 def _time(seconds: float) -> str:
