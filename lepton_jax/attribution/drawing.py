@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lepton_jax.report.page import escape
-from lepton_jax.results.canvas import figure
+from lepton_jax.results.canvas import blank, figure
 
 if TYPE_CHECKING:
     from lepton_jax.attribution.attention import AttentionMaps
@@ -81,7 +81,7 @@ def draw_heads(maps: AttentionMaps) -> Any:
     In each picture queries go down and keys to the right; the darker, the more a query takes of a key.
     """
     layers, heads = maps.weights.shape[:2]
-    picture = _blank(0.85 * heads + 0.6, 0.85 * layers + 0.5)
+    picture = blank(0.85 * heads + 0.6, 0.85 * layers + 0.5)
     grid = picture.subplots(layers, heads, squeeze=False)
     for (layer, head), axes in np.ndenumerate(grid):
         axes.imshow(maps.weights[layer, head], cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
@@ -97,7 +97,7 @@ def draw_heads(maps: AttentionMaps) -> Any:
 def draw_head(maps: AttentionMaps, layer: int, head: int) -> Any:
     """Returns a matplotlib figure of what one head attends to: each token (row) to which ones (columns)."""
     size = len(maps.tokens)
-    picture = _blank(2.0 + 0.24 * size, 1.6 + 0.24 * size)
+    picture = blank(2.0 + 0.24 * size, 1.6 + 0.24 * size)
     axes = picture.subplots()
     drawn = axes.imshow(maps.weights[layer, head], cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks(range(size), maps.tokens, rotation=90, fontsize=8)
@@ -105,10 +105,3 @@ def draw_head(maps: AttentionMaps, layer: int, head: int) -> Any:
     axes.set(xlabel="takes from", ylabel="token", title=f"layer {layer}, head {head}")
     picture.colorbar(drawn, ax=axes, shrink=0.6, label="weight")
     return picture
-
-
-def _blank(width: float, height: float) -> Any:
-    """Returns a matplotlib figure that no window knows of."""
-    from matplotlib.figure import Figure  # here, because importing it takes a second
-
-    return Figure(figsize=(width, height), layout="constrained")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,32 @@ def style(number: int) -> Style:
     return Style(*(kinds[number % len(kinds)] for kinds in (_COLOURS, _MARKERS, _LINES)))
 
 
+def blank(width: float, height: float) -> Any:
+    """Returns an empty matplotlib figure of a size in inches that no window knows of, whose texts may be Chinese."""
+    return _figures()(figsize=(width, height), layout="constrained")
+
+
+@functools.cache
+def _figures() -> Any:
+    from matplotlib.figure import Figure  # here, because importing it takes a second
+    from matplotlib.font_manager import fontManager
+    from matplotlib.text import Text
+
+    class Canvas(Figure):
+        """Gives its texts their fonts when it is drawn: only then are all of them there."""
+
+        def draw(self, renderer: Any) -> None:
+            installed = {font.name for font in fontManager.ttflist}
+            for text in self.findobj(Text):
+                text.set_fontfamily([family for family in _FAMILIES if family in installed])
+            super().draw(renderer)
+
+    return Canvas
+
+
 def figure(width: float, x: str, y: str, height: float = 3.0) -> tuple[Any, Any]:
     """Returns a matplotlib figure of a size in inches that no window knows of, and its axes with their names."""
-    from matplotlib.figure import Figure  # here, because importing it takes a second
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = blank(width, height)
     axes = figure.add_subplot()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -62,12 +84,7 @@ def steps(width: float, y: str, height: float = 3.0) -> tuple[Any, Any]:
 def encoded(figure: Any, form: str) -> bytes:
     """Returns a figure as a file of a form of FORMS, the same bytes for the same figure."""
     import matplotlib
-    from matplotlib.font_manager import fontManager
-    from matplotlib.text import Text
 
-    there = {font.name for font in fontManager.ttflist}
-    for text in figure.findobj(Text):
-        text.set_fontfamily([family for family in _FAMILIES if family in there])
     buffer = io.BytesIO()
     with matplotlib.rc_context(_SETTINGS):
         figure.savefig(buffer, format=form, metadata=_NO_DATE[form], dpi=200)
