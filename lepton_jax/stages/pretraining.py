@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from lepton_jax import plan, processes
 from lepton_jax.config import Config
 from lepton_jax.core import trees
-from lepton_jax.data import mixtures, shards, splits, tokenizers
+from lepton_jax.data import mixtures, shards, splits
 from lepton_jax.data.rows import Rows
 from lepton_jax.stages.completion import Summary
 from lepton_jax.stages.training import Trainer
@@ -22,7 +22,7 @@ def pretrain(config: Config, folder: Path, mesh: Mesh) -> Summary:
     """Trains a tokenizer and a language model, and returns what it achieved."""
     with processes.in_turn():
         data = splits.load_splits(config.data, None)
-        tokenizer = tokenizers.from_config(config.data, data.train.texts)
+        tokenizer = plan.tokenizer_of(config.data, data.train.texts)
         card = plan.make_card(config, plan.head_of(config.task), tokenizer)
         common = (config.mesh.workers, jax.process_index() > 0, config.task.name != "causal_lm")
         mixture, measured = mixtures.encode(config.data, data.train, tokenizer, card.max_length, *common)

