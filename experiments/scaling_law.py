@@ -3,7 +3,7 @@
 Parent: `configs/pretrain.py:nano` on the English text of the quickstart. Five sizes of one shape (heads of 32, a
 gated feed-forward) by three budgets of tokens, which every size sees in batches of 1,024: so few tokens teach more in
 many small steps. The rate falls with the width, as its best value does.
-Cost: 45 runs, from 20 seconds to three minutes on two CPU cores; the largest model has almost forty times the
+Cost: 45 runs, from 20 seconds to two minutes on two CPU cores; the largest model has almost forty times the
 parameters of the smallest one, embeddings not counted.
 
 How to read it: held-out masked-LM loss in nats. The fit is L = E + A/N^a + B/D^b (Hoffmann et al. 2022,
@@ -29,7 +29,7 @@ ALIKE = {
     "data.tokenizer_size": 8000, "model.max_positions": 64, "model.unroll": 0, "train.batch_size": 16,
 }  # fmt: skip
 SIZES = {(64, 1): 4e-3, (96, 2): 3e-3, (128, 3): 2e-3, (160, 3): 1.7e-3, (192, 4): 1.4e-3}  # (width, layers): rate
-STEPS = (400, 800, 1600)
+STEPS = (300, 600, 1200)
 
 
 def variants() -> Sequence[Variant]:
