@@ -83,6 +83,8 @@ def spread(metric: str, mean: float, deviation: float = math.nan) -> tuple[str, 
         return "-", ""
     factor = 100 if is_share(metric) else 1
     mean, deviation = factor * mean, factor * deviation
+    if deviation < 1e-9 * abs(mean):  # of equal values, which their mean rounds
+        deviation = 0.0
     digits = decimals(metric, mean)
     if math.isfinite(deviation) and deviation > 0:
         digits = max(digits, min(-math.floor(math.log10(deviation)), 6))
