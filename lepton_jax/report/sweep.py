@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def _drawn(folder: Path, runs: Sequence[Run], wanted: Sequence[figures.Figure]) 
 
 def _introduction(question: Question, runs: Sequence[Run]) -> str:
     paragraphs = [part for part in question.description.split("\n\n") if part.strip()]
-    parts = [f"<p>{escape(part.strip())}</p>\n" for part in paragraphs]
+    parts = [f"<p>{_with_code(part.strip())}</p>\n" for part in paragraphs]
     complete = sum(run.state == "complete" for run in runs)
     failed = sum(bool(run.failure) for run in runs)
     left = len(runs) - complete - failed
@@ -151,6 +152,11 @@ def _introduction(question: Question, runs: Sequence[Run]) -> str:
     state += f", {left} not yet" if left else ""
     parent = f"Parent: <code>{escape(question.parent)}</code>. " if question.parent else ""
     return f"{''.join(parts)}<p class='note'>{parent}{state}.</p>\n"
+
+
+def _with_code(text: str) -> str:
+    """Returns a text of a docstring, escaped, what is in backticks as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _results(

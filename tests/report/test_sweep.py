@@ -36,7 +36,7 @@ def partial(tmp_path_factory: pytest.TempPathFactory) -> Path:
         curve = [{"step": step, "validation/loss": 1 / step} for step in (1, 2)]
         return tuned(QUALITY[name], 10 * seed + len(name)) | {"metrics": curve}
 
-    make_sweep(folder, variants, run, title=EVIL, metrics=["finetune.accuracy", "finetune.loss"],
+    make_sweep(folder, variants, run, title=EVIL, description="Parent: `configs/a.py:<b>`, and so on.", metrics=["finetune.accuracy", "finetune.loss"],
                figures=[{"kind": "curves"}, {"kind": "curves", "metric": "nothing"}])  # fmt: skip
     (folder / "0000000000" / "report.html").write_text("a page")
     (folder / "0000000002").mkdir()
@@ -49,6 +49,7 @@ def partial(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_complete_is_there_and_what_is_not_is_said(partial):
     found = page(partial / "report.html")
+    assert "Parent: <code>configs/a.py:&lt;b&gt;</code>, and so on." in (partial / "report.html").read_text()
     assert EVIL in found.text and "5 of 9 runs are complete, 1 failed, 3 not yet" in found.text
     states = [row[-1] for row in found.rows if row[0] in ("low", "none", "high") and row[1:2] and row[1] in "012"]
     assert states.count("not run") == 2
