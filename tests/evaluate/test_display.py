@@ -36,7 +36,8 @@ def test_shares_are_in_percent_wherever_they_are():
         ("pretrain.validation_loss", 3.6351, 0.012, ("3.635", "0.012")),
         ("finetune.accuracy", 0.5, 0.0002, ("50.00", "0.02")),
         ("pretrain.tokens_per_second", 5948.4, 74.2, ("5,948", "74")), ("x", math.nan, 1.0, ("-", "")),
-        ("finetune.accuracy", 0.4880803, 7e-17, ("48.8", "0.0")), ("x", 2.0, math.nan, ("2", "")), ("x", 3e-6, 1e-7, ("3e-06", "1e-07")),
+        ("finetune.accuracy", 0.4880803, 7e-17, ("48.8", "0.0")),
+        ("x", 2.0, math.nan, ("2", "")), ("x", 3e-6, 1e-7, ("3e-06", "1e-07")),
     ],
 )  # fmt: skip
 def test_a_mean_and_its_deviation_have_the_same_digits(metric, mean, std, text):
