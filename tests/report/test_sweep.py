@@ -36,8 +36,8 @@ def partial(tmp_path_factory: pytest.TempPathFactory) -> Path:
         curve = [{"step": step, "validation/loss": 1 / step} for step in (1, 2)]
         return tuned(QUALITY[name], 10 * seed + len(name)) | {"metrics": curve}
 
-    description = "Parent: `configs/a.py:<b>`, and so on."
-    make_sweep(folder, variants, run, title=EVIL, description=description, metrics=["finetune.accuracy", "finetune.loss"],
+    told = "Parent: `configs/a.py:<b>`, and so on."
+    make_sweep(folder, variants, run, title=EVIL, description=told, metrics=["finetune.accuracy", "finetune.loss"],
                figures=[{"kind": "curves"}, {"kind": "curves", "metric": "nothing"}])  # fmt: skip
     (folder / "0000000000" / "report.html").write_text("a page")
     (folder / "0000000002").mkdir()
