@@ -1,6 +1,6 @@
 """Which way to int8 keeps the quality: dynamic, static, SmoothQuant, or training with the rounding in it?
 
-Parent: `configs/movie_sentiment.py`, MiniLM on film reviews, 100 steps. Weights have one scale an output channel in
+Parent: `configs/movie_sentiment.py`, MiniLM on film reviews, 80 steps. Weights have one scale an output channel in
 all of them; inputs have one a token ("dynamic") or one a layer ("static", by mean squared error), with or without
 SmoothQuant's migration (Xiao et al. 2022, arXiv:2211.10438), and two are trained aware of it.
 Cost: 18 runs of a minute and a half on two CPU cores.
@@ -18,7 +18,7 @@ PARENT = "configs/movie_sentiment.py"
 METRICS = ("int8.accuracy", "finetune.accuracy", "int8.agreement", "int8.speedup")
 FIGURES = (Bars("int8.accuracy"), Pareto("int8.speedup", "int8.accuracy"))
 ALIKE = {
-    "train.seeds": 1, "train.steps": 100, "optim.warmup_steps": 10, "evaluate.every": 25, "checkpoint.every": 25,
+    "train.seeds": 1, "train.steps": 80, "optim.warmup_steps": 8, "evaluate.every": 20, "checkpoint.every": 20,
     "data.out_of_domain": "", "evaluate.baseline": False, "infer.devices": 1,
 }  # fmt: skip
 
