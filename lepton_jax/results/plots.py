@@ -251,7 +251,9 @@ def _scaling(figure: figures.Scaling, groups: Sequence[Group]) -> Any:
              zip(fit.law.factors, fit.law.exponents, letters, strict=True)]  # fmt: skip
     spans = [f"{letter}: {low:.2f} to {high:.2f}" for letter, (low, high) in
              zip(letters, (fit.exponent(place) for place in range(len(letters))), strict=True)]  # fmt: skip
-    axes.set_title(f"{' + '.join([f'{fit.law.constant:.3g}', *terms])}\nexponents, 95%: {', '.join(spans)}", fontsize=9)
+    if fit.law.constant > 1e-3 * losses.min():  # else the runs know of no floor
+        terms.insert(0, f"{fit.law.constant:.3g}")
+    axes.set_title(f"{' + '.join(terms)}\nexponents, 95%: {', '.join(spans)}", fontsize=9)
     _plain_ticks(axes.yaxis)
     if len(values) > 1:
         _legend(plot, axes, len(sizes), label(figure.parameters))
