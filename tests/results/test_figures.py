@@ -157,16 +157,17 @@ def test_few_points_have_their_names_beside_them(sweep):
     assert {text.get_text() for text in axes.texts} == {run.name for run in runs}
 
 
-def test_a_law_is_drawn_with_its_numbers(tmp_path):
+@pytest.mark.parametrize("floor", [1.5, 0.0])
+def test_a_law_is_drawn_with_its_numbers(tmp_path, floor):
     for parameters in (1e6, 4e6, 1.6e7):
         for tokens in (10, 40, 160):
-            loss = 1.5 + 300 / parameters**0.4 + 2 / tokens**0.3
+            loss = floor + 300 / parameters**0.4 + 2 / tokens**0.3
             summary = {"pretrain.validation_loss": loss, "pretrain.parameters": int(parameters)}
             changes = {"train.steps": tokens, "model.hidden_size": int(parameters / 1e4)}
             make_run(tmp_path / f"{parameters}_{tokens}", summary, changes, "pretrain")
     figure = Scaling("pretrain.validation_loss", "pretrain.parameters", "train.steps")
     (axes,) = plots.draw(figure, results.find(tmp_path)).axes
-    assert "1.5 + 300 / $N^{0.40}$ + 2 / $D^{0.30}$" in axes.get_title()
+    assert axes.get_title().startswith(f"{'1.5 + ' if floor else ''}300 / $N^{{0.40}}$ + 2 / $D^{{0.30}}$\n")
     with pytest.raises(UserError, match="needs parameters, tokens or both"):
         plots.draw(Scaling("pretrain.validation_loss"), results.find(tmp_path))
 
