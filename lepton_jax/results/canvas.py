@@ -54,8 +54,9 @@ def _figures() -> Any:
 
         def draw(self, renderer: Any) -> None:
             installed = {font.name for font in fontManager.ttflist}
-            for text in self.findobj(Text):
-                text.set_fontfamily([family for family in _FAMILIES if family in installed])
+            families = [family for family in _FAMILIES if family in installed]
+            for text in self.findobj(lambda artist: isinstance(artist, Text) and not artist.get_text().isascii()):
+                text.set_fontfamily(families)
             super().draw(renderer)
 
     return Canvas
