@@ -55,8 +55,9 @@ def _figures() -> Any:
         def draw(self, renderer: Any) -> None:
             installed = {font.name for font in fontManager.ttflist}
             families = [family for family in _FAMILIES if family in installed]
-            for text in self.findobj(lambda artist: isinstance(artist, Text) and not artist.get_text().isascii()):
-                text.set_fontfamily(families)
+            for text in self.findobj(Text):
+                if isinstance(text, Text) and not text.get_text().isascii():
+                    text.set_fontfamily(families)
             super().draw(renderer)
 
     return Canvas
