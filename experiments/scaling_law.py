@@ -3,12 +3,12 @@
 Parent: `configs/pretrain.py:nano` on the English text of the quickstart. Five sizes of one shape (heads of 32, a
 gated feed-forward) by three budgets of tokens, which every size sees in batches of 1,024: so few tokens teach more in
 many small steps. The rate falls with the width, as its best value does.
-Cost: 45 runs, from 20 seconds to two minutes on two CPU cores; the largest model has almost forty times the
+Cost: 45 runs, from 20 seconds to two minutes on two CPU cores; the largest model has over thirty times the
 parameters of the smallest one, embeddings not counted.
 
 How to read it: held-out masked-LM loss in nats. The fit is L = E + A/N^a + B/D^b (Hoffmann et al. 2022,
 arXiv:2203.15556), N parameters without embeddings, D tokens of training; its interval is of a bootstrap over runs.
-The text has about two million tokens, more than the largest budget; the constants are of this text and vocabulary.
+The text has 1.5 million tokens, more than the largest budget; the constants are of this text and vocabulary.
 """
 
 from collections.abc import Sequence

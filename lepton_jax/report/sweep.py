@@ -98,7 +98,7 @@ def write_runs(folder: Path, runs: Sequence[Run], question: Question, strict: bo
     ]  # fmt: skip
     said = [f"{message}.\n" for message in refusals.values()]
     parts = [f"# {question.title or 'Report'}\n", tables.markdown(groups, question.metrics, verdicts), *said, *links,
-             *(f"{line}\n" for line in _ran_with(runs))]  # fmt: skip
+             _ran_with(runs)]  # fmt: skip
     replace_file(folder / "report.md", "\n".join(parts))
     page = folder / "report.html"
     replace_file(page, document(question.title or "lepton_jax report", "".join(body)))
@@ -278,8 +278,8 @@ def _setting(runs: Sequence[Run]) -> str:
     return f"<h2>Ran with</h2>\n{table(rows, css='setup')}" if begun else ""
 
 
-def _ran_with(runs: Sequence[Run]) -> list[str]:
-    """Returns the same as a line; nothing where no run has begun."""
+def _ran_with(runs: Sequence[Run]) -> str:
+    """Returns the same as a line of Markdown; nothing where no run has begun."""
     begun = [run for run in runs if run.record]
     versions = [run.record.get("versions") or {} for run in begun]
     parts = [
@@ -290,7 +290,7 @@ def _ran_with(runs: Sequence[Run]) -> list[str]:
     ]
     said = [", ".join(filter(None, dict.fromkeys(part))) for part in parts]
     said[-1] = said[-1] and f"revision {said[-1]}"
-    return [f"Ran with: {'; '.join(filter(None, said))}."] if begun else []
+    return f"Ran with: {'; '.join(filter(None, said))}.\n" if begun else ""
 
 
 def _wall_time(runs: Sequence[Run]) -> str:

@@ -55,7 +55,7 @@ def _figures() -> Any:
         def draw(self, renderer: Any) -> None:
             installed = {font.name for font in fontManager.ttflist}
             families = [family for family in _FAMILIES if family in installed]
-            for text in self.findobj(Text):
+            for text in self.findobj():
                 if isinstance(text, Text) and not text.get_text().isascii():
                     text.set_fontfamily(families)
             super().draw(renderer)

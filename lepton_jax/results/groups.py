@@ -125,6 +125,9 @@ def judge(groups: Sequence[Group], metric: str) -> Verdict:
     if seeds < 2:
         return Verdict(metric, best.name, "", {}, 0, seeds, "one seed says nothing of others")
     if all(_constant([*each.values(metric).values()]) for each in (best, *others)):
+        level = [each.name for each, mean in having if _constant([mean, means[best.name][1]])]
+        if len(level) > 1:
+            return Verdict(metric, "", "", {}, 0, seeds, f"{' and '.join(level)} have the same, which is the best")
         return Verdict(metric, best.name, "", {}, 0, seeds, "it is the same for every seed")
     tested = {each.name: _t_test(best, each, metric, shared[each.name]) for each in others}
     return Verdict(metric, best.name, T_TEST, holm(tested), 0, seeds)

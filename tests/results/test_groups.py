@@ -96,6 +96,7 @@ def test_groups_are_paired_by_the_seeds_that_they_share(tmp_path):
     [
         ({"a": [1.0] * 3, "b": [2.0] * 3}, "it is the same for every seed"),
         ({"a": [1.0, 1.1, 1.2]}, "there is nothing to compare it with"),
+        ({"a": [1.0] * 3, "b": [2.0] * 3, "c": [1.0] * 3}, "a and c have the same, which is the best"),
         ({"a": [1.0, 2.0, 3.0], "b": [3.0, 2.0, 1.0]}, "all have the same"),
         ({"a": [None] * 3, "b": [None] * 3}, "it is defined in no run that is complete"),
     ],
