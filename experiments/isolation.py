@@ -2,7 +2,8 @@
 
 Parent: `configs/quickstart.py`, without its run from random weights, with rows of 128 tokens, which hold four
 reviews or so, or a piece of a news article. Documents are isolated, or each token attends to the whole row and
-positions run on through it. NeoBERT (Le Breton et al. 2025, arXiv:2502.19587) lost 2.8 points of GLUE without isolation.
+positions run on through it. NeoBERT (Le Breton et al. 2025, arXiv:2502.19587) lost 2.8 points of GLUE without
+isolation.
 Cost: 6 runs of about four minutes on two CPU cores.
 
 How to read it: accuracy on 1,594 test reviews after the same fine-tuning. The losses of pretraining do not compare:
