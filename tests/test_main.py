@@ -174,7 +174,7 @@ BAD_DATA = {
     "vocabulary and corpus": (
         {"data__tokenizer_size": 100_000}, "data.tokenizer_size=100000: too many for this corpus, which gives at most"),
     "no tokenizer": (
-        {"data__tokenizer": "wordpiece"}, "data.tokenizer='wordpiece': must be one of 'unigram', 'bpe', 'char', or a"),
+        {"data__tokenizer": "wordpiece"}, "'wordpiece': must be one of 'unigram', 'bpe', 'char', a tokenizer's folder"),
 }  # fmt: skip
 
 
