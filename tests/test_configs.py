@@ -20,6 +20,8 @@ from lepton_jax.core import trees
 from lepton_jax.core.errors import UserError
 from lepton_jax.models.transformer import Transformer, abstract_params
 
+pytestmark = pytest.mark.once
+
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 # Recipes for a person's own files name no source; the command in their docstring does.
 SOURCES = {"pretrain": "text:corpus/*.txt", "finetune": "jsonl:train.jsonl"}

@@ -27,6 +27,8 @@ from lepton_jax.hub.families import FAMILIES
 from lepton_jax.models.partitioning import RULES
 from lepton_jax.models.transformer import Transformer, abstract_params, init_params
 
+pytestmark = pytest.mark.once
+
 IDS = np.arange(3, 27, dtype=np.int32).reshape(2, 12)
 BERT = ModelConfig(
     vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=48, max_positions=16, type_vocab_size=2,
