@@ -253,7 +253,7 @@ class MetricsLogger:
         if self._bar:
             self._bar.console.print(text, highlight=False)
         else:
-            print(text, file=sys.stdout, flush=True)
+            print(f"{text}\n", end="", file=sys.stdout, flush=True)  # one write: W&B's thread prints too
 
 
 def read_metrics(workdir: Path, timed: bool = True) -> list[dict[str, Any]]:
