@@ -174,7 +174,8 @@ BAD_DATA = {
     "vocabulary and corpus": (
         {"data__tokenizer_size": 100_000}, "data.tokenizer_size=100000: too many for this corpus, which gives at most"),
     "no tokenizer": (
-        {"data__tokenizer": "wordpiece"}, "'wordpiece': must be one of 'unigram', 'bpe', 'char', a tokenizer's folder"),
+        {"data__tokenizer": "wordpiece"},
+        "data.tokenizer='wordpiece': must be one of 'unigram', 'bpe', 'char', a tokenizer's folder, or a checkpoint"),
 }  # fmt: skip
 
 

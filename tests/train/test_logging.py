@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import resource
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -216,6 +218,16 @@ def test_plain_lines_where_there_is_no_terminal(
         "step 10/10: loss 0.1000, 250 tokens/s, 0:00 left",
         "validation at step 10: loss 0.5000, accuracy 0.7500",
     ]
+
+
+def test_a_line_is_one_write_so_that_those_of_two_threads_stay_apart(tmp_path: Path, monkeypatch) -> None:
+    writes: list[str] = []
+    with MetricsLogger(tmp_path, 1) as logger, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", io.StringIO())
+        patch.setattr(sys.stdout, "write", writes.append)
+        logger.note("one")
+        logger.note("other")
+    assert [text for text in writes if text] == ["one\n", "other\n"]
 
 
 def test_quiet_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
